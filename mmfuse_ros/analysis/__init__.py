@@ -1,0 +1,1 @@
+"""What embeddings say: statistics, contributions, retrieval, reports."""

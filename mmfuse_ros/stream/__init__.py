@@ -1,0 +1,1 @@
+"""From samples to windows: buffers, the synchroniser and the window's grid."""
