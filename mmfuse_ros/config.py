@@ -42,7 +42,7 @@ class Parameter:
     """One declared parameter, as the ROS declaration and the docs need it."""
 
     name: str
-    default: bool | int | float | str | tuple[str, ...]
+    default: Any
     help: str
     low: float | None
     high: float | None
@@ -97,12 +97,17 @@ class CameraConfig(_Section):
     """One camera's input."""
 
     enabled: bool = param(True, "Subscribe to this camera.")
-    type: str = param("raw", "sensor_msgs/Image, or CompressedImage on `<topic>/compressed`.",
-                      choices=("raw", "compressed"))
-    stamps: str = param("header", "Time of a sample: the message's header, or its arrival.",
-                        choices=_STAMPS)
-    offset_s: float = param(0.0, "Added to each stamp, seconds (a known latency is negative).",
-                            low=-10.0, high=10.0)
+    type: str = param(
+        "raw",
+        "sensor_msgs/Image, or CompressedImage on `<topic>/compressed`.",
+        choices=("raw", "compressed"),
+    )
+    stamps: str = param(
+        "header", "Time of a sample: the message's header, or its arrival.", choices=_STAMPS
+    )
+    offset_s: float = param(
+        0.0, "Added to each stamp, seconds (a known latency is negative).", low=-10.0, high=10.0
+    )
 
 
 @dataclass(frozen=True)
@@ -110,33 +115,54 @@ class AudioConfig(_Section):
     """The microphone's input."""
 
     enabled: bool = param(True, "Subscribe to the audio topic.")
-    type: str = param("std_msgs/msg/Int16MultiArray",
-                      "Message type: std_msgs Int16, Float32 or UInt8MultiArray, audio_common_msgs "
-                      "AudioData, AudioDataStamped or AudioStamped, foxglove_msgs RawAudio, or any "
-                      "importable type with `audio.field`.")
-    field: str = param("", "Path of the samples in a message of another type, such as `chunk.data`.")
-    encoding: str = param("s16le", "Sample format of byte arrays.",
-                          choices=("s16le", "s16be", "s24le", "s32le", "f32le", "u8"))
-    rate_hz: float = param(16000.0, "Sampling rate of the microphone, where the message has none.",
-                           low=1000.0, high=384000.0)
-    channels: int = param(1, "Interleaved channels, where the message does not say; mixed down.",
-                          low=1, high=64)
-    stamps: str = param("header", "Time of a sample: the message's header where it has one, or "
-                        "its arrival.", choices=_STAMPS)
+    type: str = param(
+        "std_msgs/msg/Int16MultiArray",
+        "Message type: std_msgs Int16, Float32 or UInt8MultiArray, "
+        "audio_common_msgs AudioData, AudioDataStamped or AudioStamped, foxglove_msgs "
+        "RawAudio, or any importable type with `audio.field`.",
+    )
+    field: str = param("", "Path of the samples in a message of another type, e.g. `chunk.data`.")
+    encoding: str = param(
+        "s16le",
+        "Sample format of byte arrays.",
+        choices=("s16le", "s16be", "s24le", "s32le", "f32le", "u8"),
+    )
+    rate_hz: float = param(
+        16000.0,
+        "Sampling rate of the microphone, where the message has none.",
+        low=1000.0,
+        high=384000.0,
+    )
+    channels: int = param(
+        1, "Interleaved channels, where the message does not say; mixed down.", low=1, high=64
+    )
+    stamps: str = param(
+        "header",
+        "Time of a sample: the message's header where it has one, or its arrival.",
+        choices=_STAMPS,
+    )
     offset_s: float = param(0.0, "Added to each stamp, seconds.", low=-10.0, high=10.0)
     window_s: float = param(3.0, "Seconds of audio in a window.", low=0.1, high=30.0)
-    period_s: float = param(-1.0, "Shortest time between two runs of the audio encoder; 0 runs it "
-                            "for every window, -1 (auto) as often as the machine keeps up with.",
-                            low=-1.0, high=60.0)
+    period_s: float = param(
+        -1.0,
+        "Shortest time between two runs of the audio encoder; 0 runs it "
+        "for every window, -1 (auto) as often as the machine keeps up with.",
+        low=-1.0,
+        high=60.0,
+    )
 
 
 @dataclass(frozen=True)
 class VisionConfig(_Section):
     """The vision encoder's schedule."""
 
-    period_s: float = param(-1.0, "Shortest time between two runs of the vision encoder; 0 runs it "
-                            "for every window, -1 (auto) as often as the machine keeps up with.",
-                            low=-1.0, high=60.0)
+    period_s: float = param(
+        -1.0,
+        "Shortest time between two runs of the vision encoder; 0 runs it "
+        "for every window, -1 (auto) as often as the machine keeps up with.",
+        low=-1.0,
+        high=60.0,
+    )
 
 
 @dataclass(frozen=True)
@@ -144,18 +170,30 @@ class PressureConfig(_Section):
     """The pressure sensor's input."""
 
     enabled: bool = param(True, "Subscribe to the pressure topic.")
-    type: str = param("std_msgs/msg/Float32",
-                      "Message type: std_msgs Float32, Float64 or Float32MultiArray, geometry_msgs "
-                      "WrenchStamped (force z), sensor_msgs FluidPressure, or any importable type "
-                      "with `pressure.field`.")
+    type: str = param(
+        "std_msgs/msg/Float32",
+        "Message type: std_msgs Float32, Float64 or Float32MultiArray, geometry_msgs "
+        "WrenchStamped (force z), sensor_msgs FluidPressure, or any importable type "
+        "with `pressure.field`.",
+    )
     field: str = param("", "Path of the value or array in the message, such as `wrench.force.z`.")
     channels: int = param(1, "Values of one sample.", low=1, high=64)
-    layout: str = param("channels", "An array holds one sample (`channels`) or several "
-                        "(`samples_channels`).", choices=("channels", "samples_channels"))
-    rate_hz: float = param(1000.0, "Samples per second of the sensor, and of the window's grid.",
-                           low=1.0, high=20000.0)
-    stamps: str = param("header", "Time of a sample: the message's header where it has one, or "
-                        "its arrival.", choices=_STAMPS)
+    layout: str = param(
+        "channels",
+        "An array holds one sample (`channels`) or several (`samples_channels`).",
+        choices=("channels", "samples_channels"),
+    )
+    rate_hz: float = param(
+        1000.0,
+        "Samples per second of the sensor, and of the window's grid.",
+        low=1.0,
+        high=20000.0,
+    )
+    stamps: str = param(
+        "header",
+        "Time of a sample: the message's header where it has one, or its arrival.",
+        choices=_STAMPS,
+    )
     offset_s: float = param(0.0, "Added to each stamp, seconds.", low=-10.0, high=10.0)
     window_s: float = param(1.0, "Seconds of pressure in a window.", low=0.01, high=30.0)
 
@@ -165,17 +203,29 @@ class EmgConfig(_Section):
     """The EMG sensor's input."""
 
     enabled: bool = param(True, "Subscribe to the EMG topic.")
-    type: str = param("std_msgs/msg/Float32MultiArray",
-                      "Message type: std_msgs Float32 or Int16MultiArray, or any importable type "
-                      "with `emg.field`.")
+    type: str = param(
+        "std_msgs/msg/Float32MultiArray",
+        "Message type: std_msgs Float32 or Int16MultiArray, or any importable type "
+        "with `emg.field`.",
+    )
     field: str = param("", "Path of the array in the message, such as `effort`.")
     channels: int = param(8, "Electrodes.", low=1, high=256)
-    layout: str = param("channels", "An array holds one sample (`channels`) or several "
-                        "(`samples_channels`).", choices=("channels", "samples_channels"))
-    rate_hz: float = param(1000.0, "Samples per second of the sensor, and of the window's grid.",
-                           low=1.0, high=20000.0)
-    stamps: str = param("header", "Time of a sample: the message's header where it has one, or "
-                        "its arrival.", choices=_STAMPS)
+    layout: str = param(
+        "channels",
+        "An array holds one sample (`channels`) or several (`samples_channels`).",
+        choices=("channels", "samples_channels"),
+    )
+    rate_hz: float = param(
+        1000.0,
+        "Samples per second of the sensor, and of the window's grid.",
+        low=1.0,
+        high=20000.0,
+    )
+    stamps: str = param(
+        "header",
+        "Time of a sample: the message's header where it has one, or its arrival.",
+        choices=_STAMPS,
+    )
     offset_s: float = param(0.0, "Added to each stamp, seconds.", low=-10.0, high=10.0)
     window_s: float = param(1.0, "Seconds of EMG in a window.", low=0.01, high=30.0)
 
@@ -192,20 +242,35 @@ class BufferConfig(_Section):
 class SyncConfig(_Section):
     """How streams become windows."""
 
-    trigger: str = param("camera_1", "A window is made for each sample of this stream.",
-                         choices=MODALITIES)
-    rate_hz: float = param(0.0, "Windows per second on an even grid instead of a trigger; 0 uses "
-                           "the trigger.", low=0.0, high=1000.0)
-    tolerance_s: float = param(0.05, "Largest distance of a camera's frame from the reference, and "
-                               "of a signal's end before it.", low=0.0, high=10.0, live=True)
-    max_wait_s: float = param(0.05, "Longest wait for streams that run late.", low=0.0, high=5.0,
-                              live=True)
-    max_future_s: float = param(1.0, "A stamp this far ahead of the node's clock is dropped.",
-                                low=0.0, high=3600.0)
-    min_coverage: float = param(0.9, "Share of a signal's window that must hold samples.",
-                                low=0.0, high=1.0, live=True)
-    required: tuple[str, ...] = param((), "Streams without which no window is made.",
-                                      choices=MODALITIES, live=True)
+    trigger: str = param(
+        "camera_1", "A window is made for each sample of this stream.", choices=MODALITIES
+    )
+    rate_hz: float = param(
+        0.0,
+        "Windows per second on an even grid instead of a trigger; 0 uses the trigger.",
+        low=0.0,
+        high=1000.0,
+    )
+    tolerance_s: float = param(
+        0.05,
+        "Largest distance of a camera's frame from the reference, and "
+        "of a signal's end before it.",
+        low=0.0,
+        high=10.0,
+        live=True,
+    )
+    max_wait_s: float = param(
+        0.05, "Longest wait for streams that run late.", low=0.0, high=5.0, live=True
+    )
+    max_future_s: float = param(
+        1.0, "A stamp this far ahead of the node's clock is dropped.", low=0.0, high=3600.0
+    )
+    min_coverage: float = param(
+        0.9, "Share of a signal's window that must hold samples.", low=0.0, high=1.0, live=True
+    )
+    required: tuple[str, ...] = param(
+        (), "Streams without which no window is made.", choices=MODALITIES, live=True
+    )
 
 
 @dataclass(frozen=True)
@@ -214,20 +279,33 @@ class ModelConfig(_Section):
 
     preset: str = param("balanced", "Encoders and sizes.", choices=PRESETS)
     fusion: str = param("concat_project", "Fusion method.", choices=FUSIONS)
-    weights: str = param("pretrained", "`pretrained`, or `random`: seeded, untrained encoders.",
-                         choices=("pretrained", "random"))
+    weights: str = param(
+        "pretrained",
+        "`pretrained`, or `random`: seeded, untrained encoders.",
+        choices=("pretrained", "random"),
+    )
     vision: str = param("", "CLIP weights: hub id or directory; empty takes the preset's.")
     audio: str = param("", "Wav2Vec2 weights: hub id or directory; empty takes the preset's.")
-    checkpoint: str = param("", "Directory of a fine-tuned checkpoint; empty starts from "
-                            "`model.weights`.")
-    allow_download: bool = param(False, "Let `transformers` download weights that are not on disk.")
+    checkpoint: str = param(
+        "", "Directory of a fine-tuned checkpoint; empty starts from `model.weights`."
+    )
+    allow_download: bool = param(
+        False, "Let `transformers` download weights that are not on disk."
+    )
     seed: int = param(0, "Seed of everything that is not loaded.", low=0, high=2**31 - 1)
-    device: str = param("auto", "`auto`, `cpu`, `cuda` or `cuda:N`; auto is cuda where there is "
-                        "one.")
-    precision: str = param("auto", "Arithmetic; auto takes bf16 where the device has it.",
-                           choices=("auto", "fp32", "bf16", "fp16"))
-    backend: str = param("auto", "Runtime of the encoders; auto picks the faster installed one.",
-                         choices=("auto", "torch", "openvino"))
+    device: str = param(
+        "auto", "`auto`, `cpu`, `cuda` or `cuda:N`; auto is cuda where there is one."
+    )
+    precision: str = param(
+        "auto",
+        "Arithmetic; auto takes bf16 where the device has it.",
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )
+    backend: str = param(
+        "auto",
+        "Runtime of the encoders; auto picks the faster installed one.",
+        choices=("auto", "torch", "openvino"),
+    )
     threads: int = param(0, "CPU threads of the model; 0 takes all cores.", low=0, high=1024)
 
 
@@ -235,32 +313,61 @@ class ModelConfig(_Section):
 class AnomalyConfig(_Section):
     """How alarms are raised."""
 
-    method: str = param("calibrated", "`calibrated` (from `mmfuse fit`) or `cosine` (similarity to "
-                        "a baseline).", choices=("calibrated", "cosine"))
+    method: str = param(
+        "calibrated",
+        "`calibrated` (from `mmfuse fit`) or `cosine` (similarity to a baseline).",
+        choices=("calibrated", "cosine"),
+    )
     calibration: str = param("", "Calibration file, made by `mmfuse fit` or saved baseline.")
-    alpha: float = param(0.01, "False-alarm probability of a window in normal operation.",
-                         low=1e-6, high=0.5, live=True)
-    threshold: float = param(0.85, "Cosine similarity below which a window is flagged (method "
-                             "`cosine`).", low=-1.0, high=1.0, live=True)
-    debounce_k: int = param(2, "Flagged windows among the last `anomaly.debounce_n` that raise the "
-                            "alarm.", low=1, high=1000, live=True)
-    debounce_n: int = param(3, "Windows that the alarm looks back on.", low=1, high=1000, live=True)
-    baseline_windows: int = param(100, "Windows that `~/set_baseline` gathers.", low=2,
-                                  high=100000, live=True)
-    modalities: tuple[str, ...] = param(MODALITIES, "Modalities that may raise an alarm.",
-                                        choices=MODALITIES, live=True)
+    alpha: float = param(
+        0.01,
+        "False-alarm probability of a window in normal operation.",
+        low=1e-6,
+        high=0.5,
+        live=True,
+    )
+    threshold: float = param(
+        0.85,
+        "Cosine similarity below which a window is flagged (method `cosine`).",
+        low=-1.0,
+        high=1.0,
+        live=True,
+    )
+    debounce_k: int = param(
+        2,
+        "Flagged windows among the last `anomaly.debounce_n` that raise the alarm.",
+        low=1,
+        high=1000,
+        live=True,
+    )
+    debounce_n: int = param(
+        3, "Windows that the alarm looks back on.", low=1, high=1000, live=True
+    )
+    baseline_windows: int = param(
+        100, "Windows that `~/set_baseline` gathers.", low=2, high=100000, live=True
+    )
+    modalities: tuple[str, ...] = param(
+        MODALITIES, "Modalities that may raise an alarm.", choices=MODALITIES, live=True
+    )
 
 
 @dataclass(frozen=True)
 class WatchdogConfig(_Section):
     """When diagnostics speak up."""
 
-    silence_s: float = param(0.5, "An input silent for longer is reported.", low=0.01, high=3600.0,
-                             live=True)
-    latency_s: float = param(2.0, "Age of the reference stamp at publication that is reported.",
-                             low=0.001, high=3600.0, live=True)
-    stall_s: float = param(5.0, "A window that takes the worker longer is reported.", low=0.01,
-                           high=3600.0, live=True)
+    silence_s: float = param(
+        0.5, "An input silent for longer is reported.", low=0.01, high=3600.0, live=True
+    )
+    latency_s: float = param(
+        2.0,
+        "Age of the reference stamp at publication that is reported.",
+        low=0.001,
+        high=3600.0,
+        live=True,
+    )
+    stall_s: float = param(
+        5.0, "A window that takes the worker longer is reported.", low=0.01, high=3600.0, live=True
+    )
 
 
 @dataclass(frozen=True)
@@ -285,11 +392,11 @@ class Config:
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
 
     def __post_init__(self) -> None:
-        for name in SIGNALS:
-            window_s = getattr(self, name).window_s
+        for signal in SIGNALS:
+            window_s = getattr(self, signal.value).window_s
             if window_s > self.buffer.age_s:
                 raise ConfigError(
-                    f"{name}.window_s must be at most buffer.age_s ({self.buffer.age_s:g} s), "
+                    f"{signal.value}.window_s must be at most buffer.age_s ({self.buffer.age_s:g} s), "
                     f"got {window_s:g}; shorten it or raise buffer.age_s"
                 )
         enabled = self.enabled
@@ -364,5 +471,12 @@ def parameters() -> Iterator[Parameter]:
         for leaf in inner:
             name = leaf.name if leaf is spec else f"{spec.name}.{leaf.name}"
             meta = leaf.metadata
-            yield Parameter(name, leaf.default, meta["help"], meta["low"], meta["high"],
-                            meta["choices"], meta["live"])
+            yield Parameter(
+                name,
+                leaf.default,
+                meta["help"],
+                meta["low"],
+                meta["high"],
+                meta["choices"],
+                meta["live"],
+            )

@@ -107,6 +107,7 @@ class Window:
         offset_ns: each present stream's stamp minus the reference (a signal: its newest sample).
         missing: why each absent stream is absent, such as "silent" or "gap".
         epoch: counts clock jumps; windows of two epochs do not belong together.
+        phase: what the robot was doing, "" where nobody says.
     """
 
     stamp_ns: int
@@ -116,6 +117,7 @@ class Window:
     offset_ns: Mapping[Modality, int] = field(default_factory=dict)
     missing: Mapping[Modality, str] = field(default_factory=dict)
     epoch: int = 0
+    phase: str = ""
 
     @property
     def present(self) -> tuple[Modality, ...]:
