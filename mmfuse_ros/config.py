@@ -396,8 +396,9 @@ class Config:
             window_s = getattr(self, signal.value).window_s
             if window_s > self.buffer.age_s:
                 raise ConfigError(
-                    f"{signal.value}.window_s must be at most buffer.age_s ({self.buffer.age_s:g} s), "
-                    f"got {window_s:g}; shorten it or raise buffer.age_s"
+                    f"{signal.value}.window_s must be at most buffer.age_s "
+                    f"({self.buffer.age_s:g} s), got {window_s:g}; shorten it or raise "
+                    "buffer.age_s"
                 )
         enabled = self.enabled
         if not enabled:

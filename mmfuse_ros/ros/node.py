@@ -1,0 +1,312 @@
+"""The fusion node: subscriptions in, embeddings and anomaly flags out, as a lifecycle node."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import rclpy
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.clock import Clock, ClockType, JumpThreshold
+from rclpy.duration import Duration
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from std_msgs.msg import String
+from std_srvs.srv import SetBool, Trigger
+
+from mmfuse_ros.anomaly.monitor import Monitor, make_monitor
+from mmfuse_ros.config import Config
+from mmfuse_ros.errors import MmfuseError
+from mmfuse_ros.model.runtime import Engine, build_engine
+from mmfuse_ros.pipeline import Pipeline, calibration_context
+from mmfuse_ros.ros import parameters
+from mmfuse_ros.ros.diagnostics import Diagnostics
+from mmfuse_ros.ros.inputs import Input
+from mmfuse_ros.ros.logging import forward_logging
+from mmfuse_ros.ros.publishers import Publishers
+from mmfuse_ros.samples import Chunk, Frame, Modality, Result
+from mmfuse_ros.stream.synchronizer import Synchronizer
+from mmfuse_ros.worker import Worker
+
+# Windows that wait for late streams become due by time alone; this is how finely.
+_DUE_PERIOD_S = 0.01
+_STOP_TIMEOUT_S = 5.0
+
+Transition = Callable[["FusionNode", LifecycleState], TransitionCallbackReturn]
+
+
+def _guarded(transition: Transition) -> Transition:
+    """Log what a transition raises: rclpy would swallow it."""
+
+    def run(self: FusionNode, state: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            return transition(self, state)
+        except MmfuseError as error:
+            self.get_logger().error(str(error))
+            self._diagnostics.fault = str(error)
+        except Exception as error:  # transition boundary: the node stays up and says why
+            self.get_logger().error(f"{transition.__name__} failed", exc_info=True)
+            self._diagnostics.fault = f"{type(error).__name__}: {error}"
+        return TransitionCallbackReturn.FAILURE
+
+    run.__name__ = transition.__name__
+    return run
+
+
+class FusionNode(LifecycleNode):
+    """The node `mmfuse`; its topics, services and parameters stand in the README."""
+
+    def __init__(self, **node_options: Any) -> None:
+        super().__init__("mmfuse", **node_options)
+        parameters.declare(self)
+        self.config = Config()
+        self.engine: Engine | None = None
+        self.monitor: Monitor | None = None
+        self.worker: Worker | None = None
+        self.synchronizer: Synchronizer | None = None
+        self._publishers: Publishers | None = None
+        self._inputs: dict[Modality, Input] = {}
+        self._active_entities: list[Callable[[], Any]] = []
+        self._enabled = True
+        self._phase = ""
+        self._diagnostics = Diagnostics(self, lambda: self.config)
+        self.add_on_set_parameters_callback(self._on_parameters)
+        self.create_service(SetBool, "~/enable", self._on_enable)
+        self.create_service(Trigger, "~/set_baseline", self._on_set_baseline)
+        self.create_service(Trigger, "~/clear_baseline", self._on_clear_baseline)
+        self.create_service(Trigger, "~/reset", self._on_reset)
+        for line in parameters.undeclared(self):
+            self.get_logger().error(line)
+        if self.get_parameter("autostart").value:
+            # From a timer, not from here: the constructor must return before transitions run.
+            self._autostart = self.create_timer(
+                0.0, self._start, clock=Clock(clock_type=ClockType.STEADY_TIME)
+            )
+
+    def _start(self) -> None:
+        self.destroy_timer(self._autostart)
+        if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
+            self.trigger_activate()
+
+    # Transitions
+
+    @_guarded
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._diagnostics.fault = ""
+        self.config = parameters.read(self)
+        log = self.get_logger()
+        log.info(f"loading the {self.config.model.preset} model")
+        begun = time.monotonic()
+        self.engine = build_engine(self.config)
+        log.info(f"model loaded after {time.monotonic() - begun:.1f} s; warming up")
+        self.engine.warm_up(self.config)
+        log.info(f"model ready after {time.monotonic() - begun:.1f} s")
+        if self.engine.info["weights"] == "random":
+            log.warning("model.weights is random: embeddings are those of an untrained model")
+        context = calibration_context(self.config, self.engine.info)
+        self.monitor = make_monitor(self.config.anomaly, context)
+        self._publishers = Publishers(self)
+        self._diagnostics.info = self.engine.info
+        self._diagnostics.memory = self.engine.memory
+        self._diagnostics.state = "inactive"
+        return TransitionCallbackReturn.SUCCESS
+
+    @_guarded
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        assert self.engine is not None
+        assert self.monitor is not None
+        assert self._publishers is not None
+        super().on_activate(state)
+        self.synchronizer = Synchronizer(self.config)
+        self.worker = Worker(Pipeline(self.engine, self.monitor).run, self._on_result)
+        self.worker.start()
+        for modality in self.config.enabled:
+            self._inputs[modality] = Input(self, modality, self.config, self._on_sample)
+        due = self.create_timer(
+            _DUE_PERIOD_S, self._submit_due, clock=Clock(clock_type=ClockType.STEADY_TIME)
+        )
+        phase = self.create_subscription(String, "phase", self._on_phase, 10)
+        threshold = JumpThreshold(
+            min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True
+        )
+        jump = self.get_clock().create_jump_callback(threshold, post_callback=self._on_clock_jump)
+        self._active_entities = [
+            lambda: self.destroy_timer(due),
+            lambda: self.destroy_subscription(phase),
+            jump.unregister,
+        ]
+        self._diagnostics.synchronizer = self.synchronizer
+        self._diagnostics.worker = self.worker
+        self._diagnostics.inputs = self._inputs
+        self._diagnostics.state = "active"
+        self._publish_info()
+        return TransitionCallbackReturn.SUCCESS
+
+    @_guarded
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._stop_streams()
+        super().on_deactivate(state)
+        self._diagnostics.state = "inactive"
+        return TransitionCallbackReturn.SUCCESS
+
+    @_guarded
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._release()
+        self._diagnostics.state = "unconfigured"
+        return TransitionCallbackReturn.SUCCESS
+
+    @_guarded
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._stop_streams()
+        self._release()
+        self._diagnostics.state = "finalized"
+        return TransitionCallbackReturn.SUCCESS
+
+    @_guarded
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._stop_streams()
+        self._release()
+        self._diagnostics.state = "unconfigured"
+        return TransitionCallbackReturn.SUCCESS
+
+    def _stop_streams(self) -> None:
+        for source in self._inputs.values():
+            source.destroy()
+        self._inputs = {}
+        for destroy in self._active_entities:
+            destroy()
+        self._active_entities = []
+        if self.worker is not None and not self.worker.stop(_STOP_TIMEOUT_S):
+            self.get_logger().error("the worker did not end in time; its window is abandoned")
+        self.worker = None
+        self.synchronizer = None
+        self._diagnostics.inputs = {}
+        self._diagnostics.synchronizer = None
+        self._diagnostics.worker = None
+
+    def _release(self) -> None:
+        if self._publishers is not None:
+            self._publishers.destroy()
+        if self.engine is not None:
+            self.engine.close()
+        self._diagnostics.memory = dict
+        self._diagnostics.info = {}
+        self._publishers = self.engine = self.monitor = None
+
+    def close(self) -> None:
+        """Stop the worker and release the model, from whatever state."""
+        self._stop_streams()
+        self._release()
+
+    # The flow: sample -> synchroniser -> window -> worker -> result -> topics
+
+    def _on_sample(self, modality: Modality, sample: Frame | Chunk, now_ns: int) -> None:
+        assert self.synchronizer is not None
+        self.synchronizer.offer(modality, sample, now_ns)
+        self._submit(now_ns)
+
+    def _submit_due(self) -> None:
+        self._submit(self.get_clock().now().nanoseconds)
+
+    def _submit(self, now_ns: int) -> None:
+        assert self.synchronizer is not None
+        assert self.worker is not None
+        for window in self.synchronizer.take(now_ns):
+            if self._enabled:
+                self.worker.submit(dataclasses.replace(window, phase=self._phase))
+
+    def _on_result(self, result: Result) -> None:
+        """Publish; runs on the worker's thread, which saves a hop through the executor."""
+        publishers = self._publishers
+        if publishers is not None and rclpy.ok(context=self.context):
+            publishers.publish(result)
+            self._diagnostics.latency.add(result, self.get_clock().now().nanoseconds)
+
+    def _on_phase(self, message: String) -> None:
+        self._phase = message.data
+
+    def _on_clock_jump(self, jump: Any) -> None:
+        if self.synchronizer is not None:
+            self.get_logger().info("the clock jumped; buffers are emptied")
+            self.synchronizer.reset()
+
+    def _publish_info(self) -> None:
+        if self.engine is None or self.monitor is None or self._publishers is None:
+            return
+        info = {**self.engine.info, "calibration_id": self.monitor.calibration_id}
+        self._publishers.publish_info(info)
+
+    # Parameters and services
+
+    def _on_parameters(self, changes: Sequence[Parameter]) -> SetParametersResult:
+        configured = self.engine is not None
+        config, verdict = parameters.changed(self.config, changes, configured)
+        if verdict.successful and configured:
+            self.config = config
+            if self.synchronizer is not None:
+                self.synchronizer.configure(config)
+            self._on_worker(lambda monitor: monitor.configure(config.anomaly))
+        return verdict
+
+    def _on_worker(self, task: Callable[[Monitor], Any]) -> bool:
+        """Run a task on the monitor's thread; return whether there is one."""
+        monitor, worker = self.monitor, self.worker
+        if monitor is None or worker is None:
+            return False
+        worker.post(lambda: task(monitor))
+        worker.post(self._publish_info)
+        return True
+
+    def _answer(self, response: Any, done: bool, text: str) -> Any:
+        response.success = done
+        response.message = text if done else "the node must be active, it is not; activate it"
+        return response
+
+    def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        self._enabled = request.data
+        response.success = True
+        response.message = "enabled" if request.data else "disabled: windows are not processed"
+        return response
+
+    def _on_set_baseline(self, request: Any, response: Any) -> Any:
+        count = self.config.anomaly.baseline_windows
+        done = self._on_worker(lambda monitor: monitor.begin_baseline(count))
+        return self._answer(response, done, f"gathering a baseline over {count} windows")
+
+    def _on_clear_baseline(self, request: Any, response: Any) -> Any:
+        done = self._on_worker(lambda monitor: monitor.clear_baseline())
+        return self._answer(response, done, "baseline cleared")
+
+    def _on_reset(self, request: Any, response: Any) -> Any:
+        done = self._on_worker(lambda monitor: monitor.reset())
+        if self.worker is not None and self.synchronizer is not None:
+            self.worker.resume()
+            self.synchronizer.reset()
+        return self._answer(response, done, "buffers, alarm and failures are reset")
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the node until it is told to stop; return the exit code."""
+    rclpy.init(args=args)
+    node = FusionNode()
+    forward_logging(node)
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    try:
+        executor.spin()
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    finally:
+        node.close()
+        executor.shutdown(timeout_sec=1.0)
+        node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

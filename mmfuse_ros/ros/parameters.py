@@ -1,0 +1,97 @@
+"""ROS parameters from the declarations in `config`, and back."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
+from rclpy.node import Node
+from rclpy.parameter import Parameter as RosParameter
+
+from mmfuse_ros import config as declarations
+from mmfuse_ros.config import Config
+from mmfuse_ros.errors import ConfigError
+
+_LIVE = {p.name for p in declarations.parameters() if p.live}
+_KNOWN = {p.name for p in declarations.parameters()}
+
+
+def declare(node: Node) -> None:
+    """Declare every parameter on the node.
+
+    Types are checked by `Config`, not by rclpy: it accepts `3` for a float, as people write it
+    in YAML, and its errors name the remedy.
+    """
+    for p in declarations.parameters():
+        descriptor = ParameterDescriptor(
+            description=p.help,
+            additional_constraints=_constraints(p),
+            dynamic_typing=True,
+        )
+        # An empty list has no type in ROS parameters; a list of one empty string stands for it.
+        default = (list(p.default) or [""]) if isinstance(p.default, tuple) else p.default
+        node.declare_parameter(p.name, default, descriptor)
+
+
+def read(node: Node) -> Config:
+    """Return the node's parameters as a Config.
+
+    Raises:
+        ConfigError: a value breaks a rule.
+    """
+    return Config.from_flat({name: node.get_parameter(name).value for name in _KNOWN})
+
+
+def undeclared(node: Node) -> list[str]:
+    """Return a line for each given parameter that does not exist, with the nearest that does."""
+    # rclpy drops overrides that nobody declares without a word; they are kept here only.
+    given = getattr(node, "_parameter_overrides", {})
+    lines = []
+    for name in given:
+        if name in _KNOWN or name.startswith("qos_overrides.") or node.has_parameter(name):
+            continue
+        near = difflib.get_close_matches(name, _KNOWN, n=1)
+        lines.append(
+            f"unknown parameter {name!r}" + (f"; did you mean {near[0]}?" if near else "")
+        )
+    return lines
+
+
+def changed(
+    current: Config, changes: Sequence[RosParameter], configured: bool
+) -> tuple[Config, SetParametersResult]:
+    """Return the configuration after a change, or the current one and why it is refused."""
+    flat: dict[str, Any] = current.to_flat()
+    for change in changes:
+        if change.name not in _KNOWN:
+            continue
+        if configured and change.name not in _LIVE and change.value != _plain(flat[change.name]):
+            return current, SetParametersResult(
+                successful=False,
+                reason=f"{change.name} must be set before the node is configured, got "
+                f"{change.value!r} now; deactivate and clean up first, or restart the node",
+            )
+        flat[change.name] = change.value
+    try:
+        return Config.from_flat(flat), SetParametersResult(successful=True)
+    except ConfigError as error:
+        return current, SetParametersResult(successful=False, reason=str(error))
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _constraints(p: declarations.Parameter) -> str:
+    parts = []
+    if p.choices:
+        parts.append("one of: " + ", ".join(p.choices))
+    if p.low is not None:
+        parts.append(f"at least {p.low:g}")
+    if p.high is not None:
+        parts.append(f"at most {p.high:g}")
+    if not p.live:
+        parts.append("set before configure")
+    return "; ".join(parts)
