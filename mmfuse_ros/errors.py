@@ -13,7 +13,15 @@ class ConfigError(MmfuseError, ValueError):
 
 
 class InputError(MmfuseError, ValueError):
-    """An input array or message has a wrong type, shape, range, rate or content."""
+    """An input array or message has a wrong type, shape, range, rate or content.
+
+    Attributes:
+        reason: a short stable name of the rule that was broken, for counters.
+    """
+
+    def __init__(self, message: str, reason: str = "invalid") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class CheckpointError(MmfuseError):
@@ -26,3 +34,7 @@ class CalibrationError(MmfuseError, ValueError):
 
 class ModelError(MmfuseError):
     """A stage of the model failed at run time; `__cause__` holds the reason."""
+
+
+class StoreError(MmfuseError):
+    """An embedding store cannot be read, or another process changed it meanwhile."""
