@@ -1,0 +1,377 @@
+"""The model at run time: device, precision, backend. One thread owns an Engine."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import logging
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mmfuse_ros import __version__
+from mmfuse_ros.config import Config
+from mmfuse_ros.errors import ConfigError, InputError
+from mmfuse_ros.model.encoders import seeded, tensor_hash
+from mmfuse_ros.model.preprocess import (
+    normalize_audio,
+    normalize_image,
+    resample_audio,
+    resize_and_crop,
+)
+from mmfuse_ros.model.presets import ENCODERS
+from mmfuse_ros.model.system import CAMERAS, RoboticFeedbackSystem, resolve_device
+from mmfuse_ros.samples import Modality, Signal
+
+_LOG = logging.getLogger(__name__)
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MIN_COSINE = 0.999  # to fp32, on the probe; bf16 reaches 0.9999 on real recordings
+
+
+class EncoderBackend(Protocol):
+    """What runs the two large encoders: normalised tensors in, vectors out."""
+
+    name: str
+
+    def vision(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Encode (N, 3, S, S) float32 -> (N, D) float32, both on the engine's device."""
+
+    def audio(self, values: torch.Tensor) -> torch.Tensor:
+        """Encode (B, T) float32 -> (B, D) float32, both on the engine's device."""
+
+    def close(self) -> None:
+        """Free what the backend holds."""
+
+
+class TorchBackend:
+    """The encoders of a system as they are, in one precision; casts them in place."""
+
+    name = "torch"
+
+    def __init__(self, system: RoboticFeedbackSystem, precision: str) -> None:
+        self._vision, self._audio = system.vision, system.audio
+        for encoder in (self._vision, self._audio):
+            _fold_weight_norm(encoder)
+            encoder.to(_DTYPES[precision])
+
+    def vision(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self._vision.encode(pixels).float()
+
+    def audio(self, values: torch.Tensor) -> torch.Tensor:
+        return self._audio.encode(values).float()
+
+    def close(self) -> None:
+        del self._vision, self._audio
+
+
+class Engine:
+    """Encode and fuse windows on one device, for one thread.
+
+    Args:
+        system: taken over: its encoders are put into eval mode, moved and cast in place.
+        device: as of RoboticFeedbackSystem; None leaves the system where it is.
+        precision: of the two large encoders; "auto" takes bf16 where the device computes in it.
+            Sensor encoders and fusion are fp32.
+        backend: "auto" or "torch".
+        threads: CPU threads of torch in this process; 0 leaves them as they are.
+
+    Raises:
+        ConfigError: a device, precision or backend that is not there, or a precision whose
+            vectors on a fixed probe are not within a cosine of 0.999 of fp32.
+    """
+
+    def __init__(
+        self,
+        system: RoboticFeedbackSystem,
+        *,
+        device: str | torch.device | None = None,
+        precision: str = "auto",
+        backend: str = "auto",
+        threads: int = 0,
+    ) -> None:
+        if backend not in ("auto", "torch"):
+            raise ConfigError(
+                f"model.backend must be auto or torch in this build, got {backend!r}"
+            )
+        if precision not in ("auto", *_DTYPES):
+            raise ConfigError(
+                f"model.precision must be auto, {', '.join(_DTYPES)}, got {precision!r}"
+            )
+        if threads:
+            torch.set_num_threads(threads)
+        self._system = system.eval().requires_grad_(False)
+        if device is not None:
+            self._system.to(resolve_device(device))
+        self._device = self._system.device
+        chosen = _auto_precision(self._device) if precision == "auto" else precision
+        identity = _identity(system)  # before the cast: the hash is of the weights as loaded
+        self._backend = self._checked_backend(chosen, asked=precision != "auto")
+        self.info: dict[str, Any] = {
+            "model": f"mmfuse_ros {__version__}",
+            "preset": system.preset,
+            **identity,
+            "fusion": system.fusion_method,
+            "seed": system.seed,
+            "device": _device_name(self._device),
+            "backend": self._backend.name,
+            "precision": self._precision,
+            "modalities": [m.value for m in Modality],
+            "dims": {m.value: self._dim(m.value) for m in Modality},
+            "embedding_dim": system.fusion_dim,
+        }
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        images: Mapping[str, npt.NDArray[np.uint8]],
+        signals: Mapping[str, Signal],
+    ) -> dict[str, torch.Tensor]:
+        """Return each stream's vector (D_m,), float32, still on the device.
+
+        Args:
+            images: by camera, (H, W, 3) uint8 RGB of any size.
+            signals: audio (1, T) in [-1, 1] at any rate; pressure and EMG (C, T).
+
+        Keys and their order are those of samples.Modality.
+
+        Raises:
+            InputError: an unknown stream, or a wrong shape, type or NaN in one.
+        """
+        vectors: dict[str, torch.Tensor] = {}
+        for name in (*images, *signals):
+            if name not in (CAMERAS if name in images else ("audio", "pressure", "emg")):
+                raise InputError(f"a stream must be one of {[*Modality]}, got {name!r}")
+        cameras = [name for name in CAMERAS if name in images]
+        if cameras:
+            square = torch.cat([self._square(name, images[name]) for name in cameras])
+            pixels = normalize_image(square, self._system.vision.spec)
+            encoded = self._backend.vision(pixels)  # (cameras, D)
+            vectors.update(zip(cameras, encoded.unbind(), strict=True))
+        if "audio" in signals:
+            wave = self._wave(signals["audio"])
+            normal = normalize_audio(wave, self._system.audio.spec)
+            vectors["audio"] = self._backend.audio(normal)[0]
+        for name in ("pressure", "emg"):
+            if name in signals:
+                encoder = getattr(self._system, name)
+                values = self._values(name, signals[name], encoder.channels)
+                vectors[name] = encoder(self._to_device(values).unsqueeze(0))[0]
+        return vectors
+
+    @torch.inference_mode()
+    def fuse(self, embeddings: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Fuse the vectors of `encode`, at least one -> (D,), still on the device."""
+        return self._system.fuse({n: v.unsqueeze(0) for n, v in embeddings.items()})[0]
+
+    def fetch(self, value: torch.Tensor | Mapping[str, torch.Tensor]) -> Any:
+        """Return a tensor, or each of a mapping, as float32 NumPy; waits for the device once."""
+        if isinstance(value, torch.Tensor):
+            return value.detach().float().cpu().numpy()
+        if not value:
+            return {}
+        flat = torch.cat([v.detach().float().flatten() for v in value.values()]).cpu().numpy()
+        ends = np.cumsum([v.numel() for v in value.values()])
+        parts = np.split(flat, ends[:-1])
+        return {n: p.reshape(v.shape) for (n, v), p in zip(value.items(), parts, strict=True)}
+
+    def warm_up(
+        self,
+        image_sizes: Mapping[str, tuple[int, int]] | None = None,
+        signal_shapes: Mapping[str, tuple[int, int, float]] | None = None,
+    ) -> None:
+        """Run windows of these shapes, so that the first real one is as fast as the rest.
+
+        Args:
+            image_sizes: (height, width) of each camera; default two of 480 x 640.
+            signal_shapes: (channels, samples, rate_hz) of each signal; default 3 s of audio at
+                the encoder's rate, 1 s of the others at 1 kHz.
+        """
+        system = self._system
+        rate_hz = system.audio.spec.rate_hz
+        if image_sizes is None:
+            image_sizes = dict.fromkeys(CAMERAS, (480, 640))
+        if signal_shapes is None:
+            signal_shapes = {
+                "audio": (1, 3 * rate_hz, float(rate_hz)),
+                "pressure": (system.pressure.channels, 1000, 1000.0),
+                "emg": (system.emg.channels, 1000, 1000.0),
+            }
+        images = {n: np.zeros((h, w, 3), np.uint8) for n, (h, w) in image_sizes.items()}
+        signals = {
+            n: Signal(np.zeros((c, t), np.float32), rate)
+            for n, (c, t, rate) in signal_shapes.items()
+        }
+        for _ in range(2):  # the second run meets the allocator's and the kernels' caches
+            vectors = self.encode(images, signals)
+            if vectors:
+                self.fetch(self.fuse(vectors))
+
+    def close(self) -> None:
+        """Free the model's memory; the engine cannot be used afterwards."""
+        if hasattr(self, "_backend"):
+            self._backend.close()
+            del self._backend, self._system
+            gc.collect()
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _square(self, name: str, image: npt.NDArray[np.uint8]) -> torch.Tensor:
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+            kind = getattr(image, "dtype", type(image).__name__)
+            raise InputError(f"{name} must be a uint8 array (H, W, 3), got {kind}")
+        if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise InputError(f"{name} must be (H, W, 3) RGB, got {image.shape}")
+        if not image.flags.writeable or any(s < 0 for s in image.strides):
+            image = image.copy()  # torch takes neither read-only nor mirrored arrays
+        pixels = torch.from_numpy(image).to(self._device).permute(2, 0, 1).unsqueeze(0)
+        return resize_and_crop(pixels, self._system.vision.spec)
+
+    def _wave(self, signal: Signal) -> torch.Tensor:
+        values = self._values("audio", signal, 1)
+        encoder = self._system.audio
+        wave = resample_audio(values, signal.rate_hz, encoder.spec.rate_hz)
+        if wave.shape[1] < encoder.min_samples:
+            raise InputError(
+                f"audio must last at least {encoder.min_samples / encoder.spec.rate_hz:g} s, "
+                f"got {values.shape[1] / signal.rate_hz:g} s; lengthen audio.window_s"
+            )
+        return self._to_device(wave)
+
+    @staticmethod
+    def _values(name: str, signal: Signal, channels: int) -> npt.NDArray[np.float32]:
+        values = np.asarray(signal.values, np.float32)
+        if values.ndim != 2 or values.shape[0] != channels or values.shape[1] == 0:
+            raise InputError(
+                f"{name} must be ({channels}, samples), got {values.shape}; "
+                f"the channel count is set with {name}.channels"
+            )
+        if not np.isfinite(values).all():
+            raise InputError(f"{name} must be finite, got NaN or infinite values")
+        return values
+
+    def _to_device(self, values: npt.NDArray[np.float32]) -> torch.Tensor:
+        if not values.flags.writeable or not values.flags.c_contiguous:
+            values = values.copy()
+        return torch.from_numpy(values).to(self._device)
+
+    def _dim(self, name: str) -> int:
+        return self._system.fusion.dims["vision" if name in CAMERAS else name]
+
+    def _checked_backend(self, precision: str, *, asked: bool) -> EncoderBackend:
+        """Return the backend in this precision, compared with fp32 on the probe."""
+        self._precision = precision
+        reference = TorchBackend(self._system, "fp32")
+        if precision == "fp32":
+            return reference
+        expected = self._probe(reference)
+        backend = TorchBackend(self._system, precision)
+        got = self._probe(backend)
+        cosine = {n: torch.cosine_similarity(expected[n], got[n]).min().item() for n in expected}
+        _LOG.info("cosine of %s to fp32 on the probe: %s", precision, cosine)
+        bad = {n: c for n, c in cosine.items() if not c >= MIN_COSINE}
+        if bad:
+            raise ConfigError(
+                f"model.precision {precision!r}{'' if asked else ' (chosen by auto)'} must keep "
+                f"a cosine of {MIN_COSINE} to fp32 on the probe, got "
+                + ", ".join(f"{c:.5f} for {n}" for n, c in bad.items())
+                + "; set model.precision to fp32"
+            )
+        return backend
+
+    @torch.inference_mode()
+    def _probe(self, backend: EncoderBackend) -> dict[str, torch.Tensor]:
+        """Encode a fixed picture and a fixed sound, of soft noise and of tones."""
+        side = self._system.vision.spec.crop
+        rate_hz = self._system.audio.spec.rate_hz
+        with seeded(0, "probe"):
+            coarse = torch.rand(1, 3, 14, 14)
+            noise = torch.randn(1, rate_hz) * 0.05
+        picture = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bilinear")
+        time_s = torch.arange(rate_hz) / rate_hz
+        tones = sum(torch.sin(2 * torch.pi * f * time_s) for f in (110.0, 440.0, 1760.0))
+        wave = noise + 0.1 * tones
+        pixels = normalize_image(picture.to(self._device), self._system.vision.spec)
+        values = normalize_audio(wave.to(self._device), self._system.audio.spec)
+        return {"vision": backend.vision(pixels), "audio": backend.audio(values)}
+
+
+def build_engine(config: Config) -> Engine:
+    """Build the system and the engine that a node's configuration asks for.
+
+    Raises:
+        ConfigError: a device, precision or backend that is not there.
+        CheckpointError: weights or checkpoint missing, unreadable or of another model.
+    """
+    model = config.model
+    device = resolve_device(model.device)
+    options: dict[str, Any] = {
+        "fusion_method": model.fusion,
+        "device": "cpu",
+        "preset": model.preset,
+        "weights": model.weights,
+        "vision": model.vision or None,
+        "audio": model.audio or None,
+        "pressure_channels": config.pressure.channels,
+        "emg_channels": config.emg.channels,
+        "allow_download": model.allow_download,
+        "seed": model.seed,
+    }
+    system = RoboticFeedbackSystem(**options)
+    return Engine(
+        system,
+        device=device,
+        precision=model.precision,
+        backend=model.backend,
+        threads=model.threads,
+    )
+
+
+def _identity(system: RoboticFeedbackSystem) -> dict[str, Any]:
+    """Return what the weights are: "random", or one hash over both encoders."""
+    encoders = {}
+    for name in ENCODERS:
+        encoder = getattr(system, name)
+        weights = "random" if encoder.random else tensor_hash(encoder)
+        encoders[name] = {"name": encoder.name, "weights": weights}
+    both = [e["weights"] for e in encoders.values()]
+    joined = hashlib.sha256(" ".join(both).encode()).hexdigest()
+    return {"weights": "random" if "random" in both else joined, "encoders": encoders}
+
+
+def _auto_precision(device: torch.device) -> str:
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if _cpu_has_bf16() else "fp32"
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 itself (AVX512-BF16, AMX, Arm BF16); emulation is slower."""
+    for query in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        if getattr(torch.cpu, query, bool)():
+            return True
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            words = set(file.read().split())
+    except OSError:
+        return False
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return str(device)
+
+
+def _fold_weight_norm(module: torch.nn.Module) -> None:
+    """Multiply weight normalisation out: exact in inference, and once instead of at each run."""
+    from torch.nn.utils import parametrize
+
+    for part in module.modules():
+        if parametrize.is_parametrized(part):
+            for name in list(part.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(part, name, leave_parametrized=True)
