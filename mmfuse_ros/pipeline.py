@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mmfuse_ros.config import Config
 from mmfuse_ros.errors import InputError
 from mmfuse_ros.model.statistics import log_mel_statistics, sensor_statistics
 from mmfuse_ros.samples import Modality, Result, Signal, Window
@@ -19,16 +21,37 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.float32]
 
+_TYPICAL_IMAGE = (480, 640)
+
+
+# The sensor encoders only re-express the statistics below, so these alone are judged.
+_LEARNED = ("embedding", Modality.CAMERA_1.value, Modality.CAMERA_2.value, Modality.AUDIO.value)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One window's vectors, fetched from the device.
+
+    Attributes:
+        vectors: (D_m,) float32 by stream, and the fused one under "embedding".
+        features: what the anomaly monitor judges, by block name.
+        failed: why a stream that was in the window is not among them.
+    """
+
+    vectors: Mapping[str, Array]
+    features: Mapping[str, Array]
+    failed: Mapping[Modality, str]
+
 
 class Pipeline:
     """The whole way of one window, on the thread that owns the model.
 
     Args:
         engine: the model on its device.
-        monitor: the anomaly monitor.
+        monitor: the anomaly monitor; None for `encode` alone.
     """
 
-    def __init__(self, engine: Engine, monitor: Monitor) -> None:
+    def __init__(self, engine: Engine, monitor: Monitor | None = None) -> None:
         self.engine = engine
         self.monitor = monitor
 
@@ -38,7 +61,33 @@ class Pipeline:
         Raises:
             InputError: nothing in the window could be used.
         """
+        assert self.monitor is not None
         clock = _Stopwatch()
+        encoded = self.encode(window, clock)
+        verdict = self.monitor.observe(window.stamp_ns, encoded.features, window.phase or None)
+        clock.lap("anomaly")
+        present = tuple(m for m in Modality if m.value in encoded.vectors)
+        offsets = [window.offset_ns.get(m, 0) for m in present]
+        return Result(
+            stamp_ns=window.stamp_ns,
+            frame_id=window.frame_id,
+            embedding=encoded.vectors["embedding"],
+            present=present,
+            modality_embeddings={m.value: encoded.vectors[m.value] for m in present},
+            verdict=verdict,
+            age_ns={m: -window.offset_ns.get(m, 0) for m in present},
+            skew_ns=max(offsets) - min(offsets),
+            failed=encoded.failed,
+            timings_s=clock.laps,
+        )
+
+    def encode(self, window: Window, clock: _Stopwatch | None = None) -> Encoded:
+        """Return the vectors and features of one window, without a verdict.
+
+        Raises:
+            InputError: nothing in the window could be used.
+        """
+        clock = clock or _Stopwatch()
         images, failed = _decode(window)
         clock.lap("decode")
         if not images and not window.signals:
@@ -46,28 +95,15 @@ class Pipeline:
                 "a window must hold at least one usable stream, got none; undecodable: "
                 + "; ".join(f"{m} ({why})" for m, why in failed.items())
             )
-        encoded = self.engine.encode(images, {str(m): s for m, s in window.signals.items()})
-        fused = self.engine.fuse(encoded)
-        vectors = self.engine.fetch({"embedding": fused, **encoded})
+        signals = {m.value: s for m, s in window.signals.items()}
+        tensors = self.engine.encode(images, signals)
+        fused = self.engine.fuse(tensors)
+        vectors = self.engine.fetch({"embedding": fused, **tensors})
         clock.lap("model")
-        features = {**vectors, **plain_features(window.signals)}
+        features = {name: vectors[name] for name in _LEARNED if name in vectors}
+        features.update(plain_features(window.signals))
         clock.lap("features")
-        verdict = self.monitor.observe(window.stamp_ns, features, window.phase or None)
-        clock.lap("anomaly")
-        present = tuple(m for m in Modality if m.value in encoded)
-        offsets = [window.offset_ns.get(m, 0) for m in present]
-        return Result(
-            stamp_ns=window.stamp_ns,
-            frame_id=window.frame_id,
-            embedding=vectors["embedding"],
-            present=present,
-            modality_embeddings={m.value: vectors[m.value] for m in present},
-            verdict=verdict,
-            age_ns={m: -window.offset_ns.get(m, 0) for m in present},
-            skew_ns=max(offsets) - min(offsets),
-            failed=failed,
-            timings_s=clock.laps,
-        )
+        return Encoded(vectors, features, failed)
 
 
 def plain_features(signals: Mapping[Modality, Signal]) -> dict[str, Array]:
@@ -109,3 +145,39 @@ class _Stopwatch:
         now = time.perf_counter()
         self.laps[stage] = now - self._last
         self._last = now
+
+
+def calibration_context(config: Config, info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a calibration depends on: it serves no node that differs in any of it.
+
+    Args:
+        info: as `Engine.info`.
+    """
+    context: dict[str, Any] = {
+        "preset": info["preset"],
+        "weights": info["weights"],
+        # bf16 and fp16 vectors lie apart from fp32 ones by more than they do from each other.
+        "precision": "fp32" if info["precision"] == "fp32" else "half",
+        "modalities": [m.value for m in config.enabled],
+    }
+    if info["weights"] == "random":
+        context["seed"] = config.model.seed
+    for modality in config.enabled:
+        if not modality.is_camera:
+            section = getattr(config, modality.value)
+            context[f"{modality}.window_s"] = section.window_s
+            context[f"{modality}.rate_hz"] = section.rate_hz
+    return context
+
+
+def warm_up(engine: Engine, config: Config) -> None:
+    """Run windows of the configured shapes, so that the first real one is as fast as the rest."""
+    shapes = {}
+    for modality in config.enabled:
+        if not modality.is_camera:
+            section = getattr(config, modality.value)
+            channels = 1 if modality is Modality.AUDIO else section.channels
+            samples = round(section.window_s * section.rate_hz)
+            shapes[modality.value] = (channels, samples, section.rate_hz)
+    cameras = [m.value for m in config.enabled if m.is_camera]
+    engine.warm_up(dict.fromkeys(cameras, _TYPICAL_IMAGE), shapes)

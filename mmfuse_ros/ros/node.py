@@ -22,7 +22,7 @@ from mmfuse_ros.anomaly.monitor import Monitor, make_monitor
 from mmfuse_ros.config import Config
 from mmfuse_ros.errors import MmfuseError
 from mmfuse_ros.model.runtime import Engine, build_engine
-from mmfuse_ros.pipeline import Pipeline, calibration_context
+from mmfuse_ros.pipeline import Pipeline, calibration_context, warm_up
 from mmfuse_ros.ros import parameters
 from mmfuse_ros.ros.diagnostics import Diagnostics
 from mmfuse_ros.ros.inputs import Input
@@ -103,7 +103,7 @@ class FusionNode(LifecycleNode):
         begun = time.monotonic()
         self.engine = build_engine(self.config)
         log.info(f"model loaded after {time.monotonic() - begun:.1f} s; warming up")
-        self.engine.warm_up(self.config)
+        warm_up(self.engine, self.config)
         log.info(f"model ready after {time.monotonic() - begun:.1f} s")
         if self.engine.info["weights"] == "random":
             log.warning("model.weights is random: embeddings are those of an untrained model")

@@ -1,0 +1,102 @@
+"""Options that several commands share: a parameter file, single parameters, recorded topics."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmfuse_ros.config import MODALITIES, Config
+from mmfuse_ros.errors import ConfigError
+from mmfuse_ros.samples import Modality
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--params-file", type=Path, help="the node's YAML parameter file")
+    parser.add_argument(
+        "-p",
+        "--param",
+        action="append",
+        default=[],
+        metavar="NAME:=VALUE",
+        help="one parameter, as with ros2 run; may be repeated",
+    )
+
+
+def add_topic_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--topic",
+        action="append",
+        default=[],
+        metavar="STREAM=TOPIC",
+        help="recorded topic of a stream, such as camera_1=/front/image_raw; may be repeated",
+    )
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Return the configuration that the options ask for.
+
+    Raises:
+        ConfigError: an unreadable file, an unknown parameter or a value against its rule.
+    """
+    flat: dict[str, Any] = {}
+    if args.params_file is not None:
+        flat.update(read_parameter_file(args.params_file))
+    for text in args.param:
+        name, separator, value = text.partition(":=")
+        if not separator:
+            raise ConfigError(f"--param must be NAME:=VALUE, got {text!r}")
+        flat[name] = yaml.safe_load(value)
+    return Config.from_flat(flat)
+
+
+def read_parameter_file(path: Path) -> dict[str, Any]:
+    """Return a ROS parameter file's values for the node `mmfuse`, by dotted name.
+
+    Raises:
+        ConfigError: the file cannot be read, or is no ROS parameter file.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as a parameter file: {error}") from error
+    flat: dict[str, Any] = {}
+    for key, section in (tree or {}).items() if isinstance(tree, dict) else ():
+        if key in ("/**", "mmfuse", "/mmfuse") and isinstance(section, dict):
+            flat.update(_flatten(section.get("ros__parameters") or {}))
+    if not flat:
+        raise ConfigError(
+            f"{path} must hold `/**: ros__parameters:` or `mmfuse: ros__parameters:`, it does "
+            "not; `mmfuse parameters` prints an example"
+        )
+    return {k: v for k, v in flat.items() if not k.startswith(("qos_overrides.", "use_sim_time"))}
+
+
+def load_topics(args: argparse.Namespace) -> dict[Modality, str]:
+    """Return the recorded topic of each stream that the options name.
+
+    Raises:
+        ConfigError: an option is not STREAM=TOPIC.
+    """
+    topics = {}
+    for text in args.topic:
+        stream, separator, topic = text.partition("=")
+        if not separator or stream not in MODALITIES or not topic.startswith("/"):
+            raise ConfigError(
+                f"--topic must be STREAM=/TOPIC with a stream of {', '.join(MODALITIES)}, "
+                f"got {text!r}"
+            )
+        topics[Modality(stream)] = topic
+    return topics
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

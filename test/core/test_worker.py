@@ -1,0 +1,132 @@
+"""The worker: newest window wins, errors are named, a halt needs a reset."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from mmfuse_ros.errors import InputError
+from mmfuse_ros.samples import Level, Result, Verdict, Window
+from mmfuse_ros.worker import Worker
+
+QUIET = Verdict(Level.OK, 0.0, 1.0, 1.0, False)
+
+
+def window(stamp_ns):
+    return Window(stamp_ns, "camera", {}, {})
+
+
+def result(of):
+    return Result(of.stamp_ns, of.frame_id, np.zeros(4, np.float32), (), {}, QUIET)
+
+
+class Harness:
+    """A worker whose model waits for a permit before each window."""
+
+    def __init__(self):
+        self.permits = threading.Semaphore(0)
+        self.entered = threading.Semaphore(0)
+        self.results = []
+        self.arrived = threading.Semaphore(0)
+        self.error = None
+        self.worker = Worker(self.run, self.on_result)
+        self.worker.start()
+
+    def run(self, of):
+        self.entered.release()
+        assert self.permits.acquire(timeout=5)
+        if self.error is not None:
+            raise self.error
+        return result(of)
+
+    def on_result(self, of):
+        self.results.append(of.stamp_ns)
+        self.arrived.release()
+
+    def feed(self, stamp_ns):
+        """Run one window to its end."""
+        self.worker.submit(window(stamp_ns))
+        assert self.entered.acquire(timeout=5)
+        self.permits.release()
+        done = threading.Event()
+        self.worker.post(done.set)
+        assert done.wait(5)
+
+
+@pytest.fixture
+def harness():
+    h = Harness()
+    yield h
+    h.permits.release(10)
+    assert h.worker.stop(5)
+
+
+def test_newest_window_wins(harness):
+    harness.worker.submit(window(1))
+    assert harness.entered.acquire(timeout=5)
+    for stamp_ns in (2, 3, 4):
+        harness.worker.submit(window(stamp_ns))
+    harness.permits.release(2)
+    for _ in range(2):
+        assert harness.arrived.acquire(timeout=5)
+    assert harness.results == [1, 4]
+    assert harness.worker.dropped["busy"] == 2
+    assert harness.worker.done + sum(harness.worker.dropped.values()) >= 3
+
+
+def test_tasks_run_on_the_workers_thread_before_the_next_window(harness):
+    harness.worker.submit(window(1))
+    assert harness.entered.acquire(timeout=5)
+    order = []
+    harness.worker.post(lambda: order.append(threading.current_thread().name))
+    harness.worker.submit(window(2))
+    harness.permits.release()
+    assert harness.arrived.acquire(timeout=5)
+    assert harness.entered.acquire(timeout=5)
+    assert order == ["mmfuse_worker"]
+    harness.permits.release()
+
+
+def test_bad_input_is_counted_and_passed_over(harness):
+    harness.error = InputError("image must be 3 channels, got 5")
+    for k in range(5):
+        harness.feed(k)
+    assert harness.worker.dropped["input"] == 5
+    assert not harness.worker.halted
+
+
+def test_failure_is_named_and_forgotten_after_a_success(harness):
+    harness.error = RuntimeError("device lost")
+    harness.feed(1)
+    assert "RuntimeError: device lost" in harness.worker.failure
+    harness.error = None
+    harness.feed(2)
+    assert harness.worker.failure == ""
+    assert harness.results == [2]
+
+
+def test_three_failures_in_a_row_halt_until_resume(harness):
+    harness.error = RuntimeError("out of memory")
+    for k in range(3):
+        harness.feed(k)
+    assert harness.worker.halted
+    harness.worker.submit(window(9))
+    assert harness.worker.dropped["halted"] == 1
+    harness.worker.resume()
+    harness.error = None
+    harness.feed(10)
+    assert harness.results == [10]
+
+
+def test_a_failed_task_does_not_end_the_thread(harness):
+    harness.worker.post(lambda: 1 / 0)
+    harness.feed(1)
+    assert harness.results == [1]
+
+
+def test_stop_is_prompt_and_final():
+    worker = Worker(result, lambda of: None)
+    worker.start()
+    assert worker.stop(2)

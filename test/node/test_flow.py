@@ -1,0 +1,118 @@
+"""The main job, end to end over DDS: streams in, embeddings, alarms and diagnostics out."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+
+import numpy as np
+import pytest
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from std_msgs.msg import Bool, Float32, Float32MultiArray
+
+from mmfuse_ros.samples import Modality
+
+
+@pytest.fixture
+def live(start, robot):
+    """A node that has published its first embedding of all five streams."""
+    node = start(anomaly__method="cosine", anomaly__baseline_windows=5)
+    assert robot.run(60, until=lambda: robot.mask() == set(Modality)), node.text()
+    return node
+
+
+def test_every_output(live, robot):
+    got = {}
+    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    for kind, topic, qos in (
+        (Float32MultiArray, "mmfuse/embedding", 10),
+        (Bool, "mmfuse/anomaly_flag", latched),
+        (Float32, "mmfuse/anomaly_score", 10),
+        (DiagnosticArray, "mmfuse/anomaly", 10),
+    ):
+        robot.watch.create_subscription(kind, topic, lambda m, t=topic: got.update({t: m}), qos)
+    assert robot.run(15, until=lambda: len(got) == 4 and robot.watch.info)
+    embedding = got["mmfuse/embedding"]
+    (dim,) = embedding.layout.dim
+    assert (dim.label, dim.size, dim.stride) == ("embedding", 512, 512)
+    vector = robot.latest().vector
+    assert vector.shape == (512,)
+    assert np.isfinite(vector).all()
+    assert np.linalg.norm(vector) > 0
+    assert np.isnan(robot.latest().score)  # no baseline yet: no number is made up
+    whole = got["mmfuse/anomaly"].status[0]
+    assert whole.level == bytes([3])
+    assert "uncalibrated" in whole.message
+    info = json.loads(robot.watch.info)
+    assert len(info["weights"]) == 64  # a hash, not a path
+    assert info["modalities"] == [m.value for m in Modality]
+    assert info["embedding_dim"] == 512
+    assert "/" not in robot.watch.info.replace("mmfuse/", "")
+
+
+def test_stamps_are_the_cameras_own(live, robot):
+    before = len(robot.watch.embeddings)
+    robot.run(1.0)
+    stamps = [e.stamp_ns for _, e in list(robot.watch.embeddings)[before:]]
+    assert stamps == sorted(set(stamps))
+    assert all(age < 5 for age in robot.watch.ages_s)
+
+
+def test_baseline_alarm_and_clear(live, robot):
+    assert "5 windows" in robot.watch.call("set_baseline")
+    assert robot.run(20, until=lambda: np.isfinite(robot.latest().score))
+    assert not robot.latest().flag
+    assert robot.row("input audio")[0] == 0
+    robot.watch.call("clear_baseline")
+    assert robot.run(10, until=lambda: np.isnan(robot.latest().score))
+
+
+def test_a_lost_camera_is_a_mask_bit_and_a_diagnostic(live, robot):
+    robot.without = {Modality.CAMERA_2}
+    begun = time.monotonic()
+    assert robot.run(5, until=lambda: Modality.CAMERA_2 not in robot.mask())
+    assert robot.run(3, until=lambda: "silent" in robot.row("input camera_2")[2])
+    assert time.monotonic() - begun < 5
+    before = len(robot.watch.embeddings)
+    robot.run(2.0)
+    assert len(robot.watch.embeddings) > before  # embeddings go on
+    robot.without = set()
+    assert robot.run(10, until=lambda: robot.mask() == set(Modality))
+    assert robot.run(5, until=lambda: robot.row("input camera_2")[0] == 0)
+
+
+def test_enable_stops_and_resumes(live, robot):
+    from std_srvs.srv import SetBool
+
+    client = robot.watch.create_client(SetBool, "mmfuse/enable")
+    robot.watch._ask(client, SetBool.Request(data=False), "enable", 10)
+    robot.run(1.0)
+    before = len(robot.watch.embeddings)
+    robot.run(1.0)
+    assert len(robot.watch.embeddings) == before
+    robot.watch._ask(client, SetBool.Request(data=True), "enable", 10)
+    assert robot.run(10, until=lambda: len(robot.watch.embeddings) > before)
+
+
+def test_interrupt_ends_it_with_code_0(live, robot):
+    code, seconds = live.stop(signal.SIGINT)
+    assert code == 0, live.text()
+    assert seconds < 3.0
+    assert "Traceback" not in live.text()
+
+
+def test_missing_weights_are_one_clear_error(start, robot, tmp_path):
+    node = start(model__vision=str(tmp_path / "nowhere"))
+    assert robot.run(60, until=lambda: robot.row("node")[0] == 2), node.text()
+    assert "nowhere" in robot.row("node")[2] or "vision" in robot.row("node")[2]
+    assert "Traceback" not in node.text()
+    assert node.process.poll() is None  # it stays up, unconfigured
+
+
+def test_unknown_and_bad_parameters_are_named(start, robot):
+    node = start(sync__toleranse_s=1.0, audio__window_s=99)
+    assert robot.run(60, until=lambda: "window_s" in robot.row("node")[2]), node.text()
+    assert "audio.window_s must be at most 30, got 99" in robot.row("node")[2]
+    assert "did you mean sync.tolerance_s?" in node.text()
