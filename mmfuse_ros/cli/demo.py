@@ -131,7 +131,7 @@ def _resolve_weights(asked: str, preset: str, console: Any) -> str:
         console.rule("[yellow]random weights")
         console.print(
             "The pretrained encoders are not on this machine and cannot be downloaded (or\n"
-            "random ones were asked for): the full-size model runs with seeded, untrained weights.\n"
+            "random ones were asked for): the full-size model runs with seeded weights, untrained.\n"
             "Speed and data flow are real; similarity of embeddings is that of random features.\n"
             "Alarms rest on features measured at the sensors as well, and still mean something."
         )

@@ -15,6 +15,7 @@ import torch
 from mmfuse_ros import __version__
 from mmfuse_ros.config import Config
 from mmfuse_ros.errors import ConfigError, InputError
+from mmfuse_ros.model.checkpoint import encoder_sources, load_checkpoint, read_header
 from mmfuse_ros.model.encoders import seeded, tensor_hash
 from mmfuse_ros.model.preprocess import (
     normalize_audio,
@@ -116,6 +117,7 @@ class Engine:
             **identity,
             "fusion": system.fusion_method,
             "seed": system.seed,
+            "checkpoint": system.checkpoint,
             "device": _device_name(self._device),
             "backend": self._backend.name,
             "precision": self._precision,
@@ -209,6 +211,15 @@ class Engine:
             vectors = self.encode(images, signals)
             if vectors:
                 self.fetch(self.fuse(vectors))
+
+    def memory(self) -> dict[str, float]:
+        """Return the device's memory in use by this process, MiB; empty on a CPU."""
+        if self._device.type != "cuda":
+            return {}
+        return {
+            "device_allocated_mb": torch.cuda.memory_allocated(self._device) / 2**20,
+            "device_reserved_mb": torch.cuda.memory_reserved(self._device) / 2**20,
+        }
 
     def close(self) -> None:
         """Free the model's memory; the engine cannot be used afterwards."""
@@ -320,7 +331,11 @@ def build_engine(config: Config) -> Engine:
         "allow_download": model.allow_download,
         "seed": model.seed,
     }
+    if model.checkpoint:
+        options.update(encoder_sources(read_header(model.checkpoint)))
     system = RoboticFeedbackSystem(**options)
+    if model.checkpoint:
+        load_checkpoint(system, model.checkpoint)
     return Engine(
         system,
         device=device,

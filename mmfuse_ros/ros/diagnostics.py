@@ -109,7 +109,10 @@ class Diagnostics:
             before = self._levels.get(s.name)
             if before is None or before == s.level:
                 continue
-            (log.info if s.level == bytes([Level.OK]) else log.warning)(f"{s.name}: {s.message}")
+            if s.level == bytes([Level.OK]):
+                log.info(f"{s.name}: {s.message}")
+            else:
+                log.warning(f"{s.name}: {s.message}")
 
     def _statuses(self) -> list[DiagnosticStatus]:
         name = self._node.get_name()

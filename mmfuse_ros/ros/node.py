@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -68,7 +69,7 @@ class FusionNode(LifecycleNode):
         self.monitor: Monitor | None = None
         self.worker: Worker | None = None
         self.synchronizer: Synchronizer | None = None
-        self._publishers: Publishers | None = None
+        self._outputs: Publishers | None = None
         self._inputs: dict[Modality, Input] = {}
         self._active_entities: list[Callable[[], Any]] = []
         self._enabled = True
@@ -109,7 +110,7 @@ class FusionNode(LifecycleNode):
             log.warning("model.weights is random: embeddings are those of an untrained model")
         context = calibration_context(self.config, self.engine.info)
         self.monitor = make_monitor(self.config.anomaly, context)
-        self._publishers = Publishers(self)
+        self._outputs = Publishers(self)
         self._diagnostics.info = self.engine.info
         self._diagnostics.memory = self.engine.memory
         self._diagnostics.state = "inactive"
@@ -119,7 +120,7 @@ class FusionNode(LifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         assert self.engine is not None
         assert self.monitor is not None
-        assert self._publishers is not None
+        assert self._outputs is not None
         super().on_activate(state)
         self.synchronizer = Synchronizer(self.config)
         self.worker = Worker(Pipeline(self.engine, self.monitor).run, self._on_result)
@@ -189,13 +190,19 @@ class FusionNode(LifecycleNode):
         self._diagnostics.worker = None
 
     def _release(self) -> None:
-        if self._publishers is not None:
-            self._publishers.destroy()
+        if self._outputs is not None:
+            self._outputs.destroy()
         if self.engine is not None:
             self.engine.close()
         self._diagnostics.memory = dict
         self._diagnostics.info = {}
-        self._publishers = self.engine = self.monitor = None
+        self._outputs = self.engine = self.monitor = None
+
+    def report(self, error: Exception) -> None:
+        """Log what a callback raised, and show it in diagnostics until `~/reset`."""
+        text = "".join(traceback.format_exception(error)).rstrip()
+        self.get_logger().error(f"a callback failed\n{text}", throttle_duration_sec=1.0)
+        self._diagnostics.fault = f"{type(error).__name__}: {error}"
 
     def close(self) -> None:
         """Stop the worker and release the model, from whatever state."""
@@ -221,7 +228,7 @@ class FusionNode(LifecycleNode):
 
     def _on_result(self, result: Result) -> None:
         """Publish; runs on the worker's thread, which saves a hop through the executor."""
-        publishers = self._publishers
+        publishers = self._outputs
         if publishers is not None and rclpy.ok(context=self.context):
             publishers.publish(result)
             self._diagnostics.latency.add(result, self.get_clock().now().nanoseconds)
@@ -235,10 +242,10 @@ class FusionNode(LifecycleNode):
             self.synchronizer.reset()
 
     def _publish_info(self) -> None:
-        if self.engine is None or self.monitor is None or self._publishers is None:
+        if self.engine is None or self.monitor is None or self._outputs is None:
             return
         info = {**self.engine.info, "calibration_id": self.monitor.calibration_id}
-        self._publishers.publish_info(info)
+        self._outputs.publish_info(info)
 
     # Parameters and services
 
@@ -286,7 +293,19 @@ class FusionNode(LifecycleNode):
         if self.worker is not None and self.synchronizer is not None:
             self.worker.resume()
             self.synchronizer.reset()
+            self._diagnostics.fault = ""
         return self._answer(response, done, "buffers, alarm and failures are reset")
+
+
+def _spin(node: FusionNode, executor: SingleThreadedExecutor) -> None:
+    while rclpy.ok():
+        try:
+            executor.spin_once()
+        except ExternalShutdownException:
+            return
+        except Exception as error:  # thread boundary: one bad callback must not end the node
+            if rclpy.ok():
+                node.report(error)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -297,7 +316,7 @@ def main(args: Sequence[str] | None = None) -> int:
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     try:
-        executor.spin()
+        _spin(node, executor)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     finally:

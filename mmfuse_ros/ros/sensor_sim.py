@@ -80,7 +80,8 @@ class SensorSim(Node):
                 while sent[row] < elapsed * rate_hz:
                     send(sent[row])
                     sent[row] += 1
-            rclpy.spin_once(self, timeout_sec=0.0005)
+            rclpy.spin_once(self, timeout_sec=0.0)
+            time.sleep(0.0005)
 
     def _send_frames(self, count: int) -> None:
         # Both cameras are exposed at once, as on a rig with a common trigger.
