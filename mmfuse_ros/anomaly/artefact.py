@@ -1,0 +1,197 @@
+"""The calibration file: plain numbers and a JSON header, in the layout of safetensors.
+
+Eight bytes give the header's length, the header names each array's type, shape and place, the
+arrays follow. Nothing is pickled, nothing is executed, and nothing is allocated before the sizes
+agree with the size of the file. There is no time in it: the same fit writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mmfuse_ros.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from mmfuse_ros.anomaly.detector import Detector
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+KIND = "mmfuse-calibration"
+VERSION = 1
+MAX_BYTES = 5_000_000
+_MAX_HEADER = 1_000_000
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+    "I32": np.dtype("<i4"),
+}
+
+
+def write(path: str | os.PathLike[str], header: Mapping[str, Any], arrays: Arrays) -> None:
+    """Write header and arrays to a file that appears whole or not at all.
+
+    Raises:
+        CalibrationError: it would be larger than 5 MB.
+        OSError: it cannot be written.
+    """
+    payload = encode(header, arrays)
+    if len(payload) > MAX_BYTES:
+        raise CalibrationError(
+            f"a calibration must be at most {MAX_BYTES} bytes, got {len(payload)}; "
+            "fit fewer phases or feature blocks"
+        )
+    path = os.fspath(path)
+    folder = os.path.dirname(os.path.abspath(path))
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".mmfuse-", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def read(path: str | os.PathLike[str], kind: str = KIND) -> tuple[dict[str, Any], Arrays]:
+    """Read header and arrays.
+
+    Raises:
+        CalibrationError: not a file of this kind, damaged, too large, or of a newer version.
+        OSError: it cannot be read.
+    """
+    size = os.path.getsize(path)
+    if size > MAX_BYTES:
+        raise CalibrationError(
+            f"{os.fspath(path)} must be at most {MAX_BYTES} bytes to be a calibration, got {size}"
+        )
+    with open(path, "rb") as file:
+        return decode(file.read(MAX_BYTES + 1), os.fspath(path), kind)
+
+
+def encode(header: Mapping[str, Any], arrays: Arrays) -> bytes:
+    """Return the bytes of a file; `header` is any JSON value, arrays are named freely."""
+    entries: dict[str, Any] = {
+        "__metadata__": {"header": json.dumps(header, sort_keys=True, allow_nan=False)}
+    }
+    pieces = []
+    offset = 0
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        code = {"f": "F32" if array.itemsize <= 4 else "F64"}.get(array.dtype.kind, "I32")
+        piece = array.astype(_DTYPES[code]).tobytes()
+        end = offset + len(piece)
+        entries[name] = {"dtype": code, "shape": list(array.shape), "data_offsets": [offset, end]}
+        pieces.append(piece)
+        offset = end
+    text = json.dumps(entries, sort_keys=True).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + b"".join(pieces)
+
+
+def decode(payload: bytes, name: str = "file", kind: str = KIND) -> tuple[dict[str, Any], Arrays]:
+    """Return header and arrays of `encode`d bytes; raises CalibrationError as `read` does."""
+    try:
+        return _decode(payload, name, kind)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        if isinstance(error, CalibrationError):
+            raise
+        raise CalibrationError(f"{name} is damaged or not a calibration: {error!r}") from error
+
+
+def _decode(payload: bytes, name: str, kind: str) -> tuple[dict[str, Any], Arrays]:
+    length = int.from_bytes(payload[:8], "little")
+    if len(payload) < 8 or not 2 <= length <= min(_MAX_HEADER, len(payload) - 8):
+        raise CalibrationError(f"{name} is damaged or not a calibration: no header in it")
+    entries = json.loads(payload[8 : 8 + length])
+    header = json.loads(entries.pop("__metadata__")["header"])
+    if header.get("kind") != kind:
+        raise CalibrationError(f"{name} must be a {kind} file, got {header.get('kind')!r}")
+    if not isinstance(header["version"], int) or header["version"] > VERSION:
+        raise CalibrationError(
+            f"{name} has format version {header['version']}, this program reads up to {VERSION}; "
+            "update mmfuse_ros or fit again"
+        )
+    data = payload[8 + length :]
+    arrays: Arrays = {}
+    covered = 0
+    for key, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"][0]):
+        begin, end = entry["data_offsets"]
+        dtype = _DTYPES[entry["dtype"]]
+        shape = tuple(entry["shape"])
+        if any(not isinstance(n, int) or n < 0 for n in (*shape, begin, end)):
+            raise CalibrationError(f"{name} is damaged: {key} has shape {shape}")
+        if begin != covered or end > len(data) or math.prod(shape) * dtype.itemsize != end - begin:
+            raise CalibrationError(f"{name} is damaged: {key} does not fit into the file")
+        arrays[key] = np.frombuffer(data[begin:end], dtype=dtype).reshape(shape)
+        covered = end
+    if covered != len(data):
+        raise CalibrationError(f"{name} is damaged: {len(data) - covered} bytes too many")
+    return header, arrays
+
+
+def pack(detector: Detector) -> tuple[dict[str, Any], Arrays]:
+    """Return a detector as header and arrays."""
+    arrays: Arrays = {}
+    parts = []
+    for number, (phase, calibration) in enumerate(detector.calibrations.items()):
+        part, own = calibration.pack()
+        arrays.update({f"{number}/{name}": value for name, value in own.items()})
+        promise = vars(detector.promises[phase])
+        finite = {
+            key: None if isinstance(value, float) and math.isnan(value) else value
+            for key, value in promise.items()
+        }
+        parts.append({"phase": phase, "promise": finite, **part})
+    header = {
+        "kind": KIND,
+        "version": VERSION,
+        "alpha": detector.alpha,
+        "enabled": list(detector.enabled),
+        "context": dict(detector.context),
+        "dims": dict(detector.dims),
+        "calibrations": parts,
+    }
+    return header, arrays
+
+
+def unpack(header: Mapping[str, Any], arrays: Arrays) -> Detector:
+    """Return the detector of `pack`; raises CalibrationError where a part is missing."""
+    from mmfuse_ros.anomaly.calibration import Promise
+    from mmfuse_ros.anomaly.detector import Detector
+    from mmfuse_ros.anomaly.joint import Calibration
+
+    try:
+        calibrations, promises = {}, {}
+        for number, part in enumerate(header["calibrations"]):
+            own = {
+                name.split("/", 1)[1]: value
+                for name, value in arrays.items()
+                if name.startswith(f"{number}/")
+            }
+            calibrations[part["phase"]] = Calibration.unpack(part, own)
+            values: dict[str, Any] = {
+                k: math.nan if v is None else v for k, v in part["promise"].items()
+            }
+            promises[part["phase"]] = Promise(**values)
+        dims = {str(key): int(value) for key, value in header["dims"].items()}
+        detector = Detector(calibrations, promises, dims, dict(header["context"]))
+        for calibration in calibrations.values():
+            calibration.check(dims)
+        detector.alpha = header["alpha"]
+        detector.enable(header["enabled"])
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        if isinstance(error, CalibrationError):
+            raise
+        raise CalibrationError(f"the calibration is damaged: {error!r}") from error
+    return detector
