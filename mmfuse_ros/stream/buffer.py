@@ -149,6 +149,8 @@ class SignalBuffer:
         self._end = end + count
         self._stamps[end : self._end] = stamps
         self._values[end : self._end] = values
+        if self._end - self._start > self._max_samples:
+            lost += self._drop_oldest(self._end - self._start - self._max_samples)
         return lost
 
     def set_format(self, channels: int, rate_hz: float) -> int:
@@ -186,7 +188,7 @@ class SignalBuffer:
         first = min(int(stamps.searchsorted(stamps[-1] - NS_PER_S)), len(stamps) - 2)
         return (len(stamps) - 1 - first) * NS_PER_S / float(stamps[-1] - stamps[first])
 
-    def held(self) -> float:
+    def held_share(self) -> float:
         """Return the share of the last second's samples that equal the sample before."""
         stamps = self.stamps
         if len(stamps) < 2:

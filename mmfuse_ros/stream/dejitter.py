@@ -66,7 +66,7 @@ class ArrivalStamps:
         if arrival_ns < self._arrival_ns - AHEAD_NS or not self._arrival_ns:
             # The first message, or the clock went back.
             self._last_ns = 0
-            return self._restart(count, arrival_ns)
+            return self._pause(count, arrival_ns)
         target_ns = arrival_ns - self._origin_ns - (count - 1) * period_ns
         self._arrival_ns = arrival_ns
         if count == 1:
@@ -75,7 +75,9 @@ class ArrivalStamps:
         if lag_ns > BEHIND_NS:
             if not self._lag_since_ns:
                 self._lag_since_ns = arrival_ns
-            if lag_ns > _PAUSE_NS or arrival_ns - self._lag_since_ns > _DRAIN_NS:
+            if lag_ns > _PAUSE_NS:
+                return self._pause(count, arrival_ns)
+            if arrival_ns - self._lag_since_ns > _DRAIN_NS:
                 return self._restart(count, arrival_ns)
             start_ns = self._next_ns
         elif lag_ns < -AHEAD_NS:
@@ -91,9 +93,15 @@ class ArrivalStamps:
             start_ns = self._next_ns + max(-limit_ns, min(limit_ns, step_ns))
         return self._advance(start_ns, count)
 
+    def _pause(self, count: int, arrival_ns: int) -> int:
+        """Restart, and measure the rate anew: nothing came in between."""
+        self._block_start_ns, self._block_count = arrival_ns, 0
+        return self._restart(count, arrival_ns)
+
     def _restart(self, count: int, arrival_ns: int) -> int:
-        self._arrival_ns = self._block_start_ns = self._origin_ns = arrival_ns
-        self._lag_since_ns = self._block_count = 0
+        """Stamp by this arrival, whatever came before."""
+        self._arrival_ns = self._origin_ns = arrival_ns
+        self._lag_since_ns = 0
         return self._advance((1 - count) * self._period_ns, count)
 
     def _advance(self, start_ns: float, count: int) -> int:

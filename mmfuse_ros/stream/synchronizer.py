@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 
 from mmfuse_ros.config import Config
-from mmfuse_ros.errors import InputError
 from mmfuse_ros.samples import NS_PER_S, Chunk, Frame, Modality, Signal, Window
-from mmfuse_ros.stream.buffer import FrameBuffer, SignalBuffer
-from mmfuse_ros.stream.ledger import Ledger, StreamStatus
+from mmfuse_ros.stream.intake import BEFORE_ALL, Intake, span_ns
+from mmfuse_ros.stream.ledger import StreamStatus
 from mmfuse_ros.stream.window import cut
 
 # A stream whose newest stamp is further behind the reference than this is not waited for: it
@@ -26,11 +22,6 @@ JUMP_SAMPLES = 3
 
 # References that may wait at once; windows are for the newest, so a longer queue serves nobody.
 MAX_REFERENCES = 64
-
-# Room for a sensor that runs at this multiple of its nominal rate.
-_RATE_HEADROOM = 4
-
-_BEFORE_ALL = -(2**62)
 
 
 @dataclass
@@ -47,41 +38,6 @@ class _Reference:
     frame_id: str
 
 
-class _Stream:
-    def __init__(self, modality: Modality, config: Config) -> None:
-        self.modality = modality
-        self.is_camera = modality.is_camera
-        self.ledger = Ledger()
-        self.newest_ns = _BEFORE_ALL
-        self.violations = 0
-        self.last_violation_ns = _BEFORE_ALL
-        self.frame_id = ""
-        # One of the two holds samples; both exist so that neither needs a cast.
-        self.frames = FrameBuffer(config.buffer.max_frames)
-        self.samples = SignalBuffer(0)
-        self.window_s = self.grid_hz = 0.0
-        if not self.is_camera:
-            section = getattr(config, modality.value)
-            self.window_s = section.window_s
-            # Audio keeps the rate its messages state; the other windows have a rate of their own.
-            self.grid_hz = 0.0 if modality is Modality.AUDIO else section.rate_hz
-            seconds = config.buffer.age_s + config.sync.max_wait_s
-            self.samples = SignalBuffer(int(_RATE_HEADROOM * seconds * section.rate_hz) + 1024)
-
-    @property
-    def pending(self) -> int:
-        return self.frames.pending + self.samples.pending
-
-    def forget(self, reason: str) -> None:
-        """Empty the buffer and begin anew."""
-        self.ledger.drop(reason, self.frames.clear() + self.samples.clear())
-        self.newest_ns = self.last_violation_ns = _BEFORE_ALL
-        self.violations = 0
-
-    def evict(self, before_ns: int) -> None:
-        self.ledger.drop("unused", self.frames.evict(before_ns) + self.samples.evict(before_ns))
-
-
 class Synchronizer:
     """Collect samples of all streams and hand out windows at reference stamps.
 
@@ -93,14 +49,14 @@ class Synchronizer:
     """
 
     def __init__(self, config: Config) -> None:
-        self._streams = {m: _Stream(m, config) for m in config.enabled}
+        self._streams = {m: Intake(m, config) for m in config.enabled}
         self._age_ns = _ns(config.buffer.age_s)
         self._max_future_ns = _ns(config.sync.max_future_s)
         self._trigger = Modality(config.sync.trigger)
         self._tick_ns = _ns(1.0 / config.sync.rate_hz) if config.sync.rate_hz else 0
         self._references: deque[_Reference] = deque()
-        self._newest_ns = _BEFORE_ALL
-        self._next_tick_ns = _BEFORE_ALL
+        self._newest_ns = BEFORE_ALL
+        self._next_tick_ns = BEFORE_ALL
         self.epoch = 0
         self._windows = 0
         self._references_made = 0
@@ -130,7 +86,7 @@ class Synchronizer:
         if isinstance(sample, Chunk):
             count = len(sample.values)
             if count != 1 or not stream.grid_hz:
-                last_ns += _span_ns(sample)
+                last_ns += span_ns(sample)
         ledger = stream.ledger
         ledger.received += count
         ledger.arrivals.append(now_ns)
@@ -138,12 +94,7 @@ class Synchronizer:
         if reason:
             ledger.drop(reason, count)
             return
-        if isinstance(sample, Frame):
-            ledger.drop("unused", stream.frames.append(sample))
-        else:
-            self._keep(stream, sample)
-        stream.newest_ns = last_ns
-        stream.frame_id = sample.frame_id
+        stream.keep(sample, last_ns, self._horizon_ns())
         if last_ns > self._newest_ns:
             self._newest_ns = last_ns
         if self._tick_ns:
@@ -178,7 +129,7 @@ class Synchronizer:
     def status(self, now_ns: int) -> dict[Modality, StreamStatus]:
         """Return each enabled stream's account at the node's time `now_ns` (0: no clock)."""
         self._evict()
-        return {modality: _status(stream, now_ns) for modality, stream in self._streams.items()}
+        return {modality: stream.status(now_ns) for modality, stream in self._streams.items()}
 
     def counters(self) -> dict[str, int]:
         """Return what became of the references, by name.
@@ -197,7 +148,7 @@ class Synchronizer:
 
     # In order, or not
 
-    def _refuse(self, stream: _Stream, first_ns: int, last_ns: int, now_ns: int) -> str:
+    def _refuse(self, stream: Intake, first_ns: int, last_ns: int, now_ns: int) -> str:
         """Return why a sample is dropped, or "" where it is taken in."""
         if first_ns <= 0:
             return "zero_stamp"
@@ -205,7 +156,7 @@ class Synchronizer:
             return "future_stamp"
         if last_ns == stream.newest_ns:
             return "duplicate"
-        empty = self._newest_ns == _BEFORE_ALL
+        empty = self._newest_ns == BEFORE_ALL
         if last_ns < stream.newest_ns:
             reason = "out_of_order"
         elif not empty and first_ns > self._newest_ns + self._age_ns:
@@ -226,30 +177,15 @@ class Synchronizer:
             stream.forget(reason)
         self._discard(reason, len(self._references))
         self._references.clear()
-        self._newest_ns = self._next_tick_ns = _BEFORE_ALL
+        self._newest_ns = self._next_tick_ns = BEFORE_ALL
         self.epoch += 1
-
-    def _keep(self, stream: _Stream, chunk: Chunk) -> None:
-        buffer, ledger, values = stream.samples, stream.ledger, chunk.values
-        if values.shape[1] != buffer.channels or (
-            chunk.rate_hz != buffer.rate_hz and chunk.rate_hz
-        ):
-            ledger.drop("format_change", buffer.set_format(values.shape[1], chunk.rate_hz))
-        stamps: Any = chunk.stamp_ns
-        if len(values) > 1:
-            stamps = chunk.stamp_ns + _offsets_ns(len(values), chunk.rate_hz)
-            if chunk.stamp_ns <= stream.newest_ns:
-                overlap = int(stamps.searchsorted(stream.newest_ns, "right"))
-                ledger.drop("duplicate", overlap)
-                stamps, values = stamps[overlap:], values[overlap:]
-        ledger.drop("unused", buffer.append(stamps, values, self._horizon_ns()))
 
     # References
 
     def _tick(self, now_ns: int) -> None:
         """Make a reference for each tick of data time that the newest stamp has reached."""
         tick, period = self._next_tick_ns, self._tick_ns
-        if tick == _BEFORE_ALL:
+        if tick == BEFORE_ALL:
             tick = -(-self._newest_ns // period) * period
         elif self._newest_ns - tick >= MAX_REFERENCES * period:
             skipped = (self._newest_ns - tick) // period - MAX_REFERENCES + 1
@@ -296,7 +232,7 @@ class Synchronizer:
         signals: dict[Modality, Signal] = {}
         offset_ns: dict[Modality, int] = {}
         missing: dict[Modality, str] = {}
-        spans: list[tuple[_Stream, int, int]] = []
+        spans: list[tuple[Intake, int, int]] = []
         for modality, stream in self._streams.items():
             if stream.newest_ns < reference.stamp_ns - max(LIVE_NS, self._tolerance_ns):
                 missing[modality] = "silent"
@@ -319,8 +255,7 @@ class Synchronizer:
                 self._discard(f"required_{modality}", 1)
                 return None
         for stream, first, last in spans:
-            buffer = stream.frames if stream.is_camera else stream.samples
-            stream.ledger.used += buffer.use(first, last)
+            stream.use(first, last)
         for modality, reason in missing.items():
             key = f"{modality}_{reason.replace(' ', '_')}"
             self._missing[key] = self._missing.get(key, 0) + 1
@@ -337,12 +272,12 @@ class Synchronizer:
 
     def _cut_signal(
         self,
-        stream: _Stream,
+        stream: Intake,
         reference: _Reference,
         signals: dict[Modality, Signal],
         offset_ns: dict[Modality, int],
         missing: dict[Modality, str],
-        spans: list[tuple[_Stream, int, int]],
+        spans: list[tuple[Intake, int, int]],
     ) -> None:
         buffer = stream.samples
         stamps = buffer.stamps
@@ -393,35 +328,3 @@ class Synchronizer:
 
 def _ns(seconds: float) -> int:
     return round(seconds * NS_PER_S)
-
-
-def _offsets_ns(count: int, rate_hz: float) -> np.ndarray[Any, np.dtype[np.int64]]:
-    return np.rint(np.arange(count) * (NS_PER_S / rate_hz)).astype(np.int64)
-
-
-def _span_ns(chunk: Chunk) -> int:
-    """Return the time from the first sample of a chunk to the last."""
-    if not len(chunk.values) or chunk.rate_hz <= 0.0:
-        raise InputError(
-            "a chunk must hold at least one sample, and a rate where it is audio or holds more, "
-            f"got {len(chunk.values)} at {chunk.rate_hz:g} Hz; state the sensor's rate_hz",
-            "format",
-        )
-    return int(np.rint((len(chunk.values) - 1) * (NS_PER_S / chunk.rate_hz)))
-
-
-def _status(stream: _Stream, now_ns: int) -> StreamStatus:
-    newest_ns = None if stream.newest_ns == _BEFORE_ALL else stream.newest_ns
-    ledger = stream.ledger
-    known = now_ns and newest_ns is not None
-    return StreamStatus(
-        received=ledger.received,
-        used=ledger.used,
-        pending=stream.pending,
-        dropped=dict(ledger.dropped),
-        newest_ns=newest_ns,
-        age_s=(now_ns - (newest_ns or 0)) / NS_PER_S if known else float("nan"),
-        rate_hz=stream.frames.rate_hz() if stream.is_camera else stream.samples.recent_rate_hz(),
-        arrival_hz=ledger.arrival_hz(now_ns),
-        held_share=stream.samples.held(),
-    )

@@ -76,13 +76,15 @@ class AudioAdapter:
                 f"{_MAX_CHANNELS} channels, got {rate_hz:g} Hz and {channels}; check the driver",
                 "format",
             )
-        if samples.size % channels:
+        if not samples.size or samples.size % channels:
             raise InputError(
                 f"audio must hold whole samples of {channels} channels, got {samples.size} "
                 "values; correct audio.channels",
                 "length",
             )
-        mono = samples.reshape(-1, channels).mean(axis=1, keepdims=True, dtype=np.float32)
+        mono = samples.reshape(-1, channels)
+        if channels > 1:
+            mono = mono.mean(axis=1, keepdims=True, dtype=np.float32)
         stamp_ns = self._stamps.first_ns(message, len(mono), rate_hz, arrival_ns)
         return Chunk(stamp_ns, mono, rate_hz, self._stamps.frame_id(message))
 
@@ -163,7 +165,8 @@ def full_scale(array: Array) -> Array:
         middle = 2 ** (bits - 1) if array.dtype.kind == "u" else 0
         wide = array.astype(np.float64 if bits > 16 else np.float32)
         return ((wide - middle) / 2 ** (bits - 1)).astype(np.float32)
-    samples = array.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):
+        samples = array.astype(np.float32, copy=False)
     peak = float(np.abs(samples).max())
     if not peak <= _FLOAT_LIMIT:
         if not np.isfinite(peak):
@@ -212,8 +215,9 @@ def decode_pcm(data: npt.NDArray[np.uint8], encoding: str) -> Array:
 
 def _container(head: bytes, size: int) -> str:
     """Return the name of the encoded format that bytes begin as, "" for none."""
+    if head.startswith(b"ID3") and head[3:4] in (b"\2", b"\3", b"\4"):
+        return "MP3 with ID3 tags"
     for magic, kind in (
-        (b"ID3", "MP3 with ID3 tags"),
         (b"OggS", "Ogg (Opus or Vorbis)"),
         (b"fLaC", "FLAC"),
         (b"\x1a\x45\xdf\xa3", "WebM"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy.typing as npt
@@ -22,23 +23,18 @@ def samples_of(array: npt.NDArray[Any], layout: Any, channels: int, name: str) -
     """
     if layout.data_offset:
         array = array[layout.data_offset :]
-    sizes = [int(dim.size) for dim in layout.dim]
-    while len(sizes) > 2 and sizes[0] == 1:
-        sizes = sizes[1:]
+    sizes = [int(dim.size) for dim in layout.dim[:3]]
     if not sizes:
         return array
-    total = 1
-    for size in sizes:
-        total *= size
-    if total != array.size or len(sizes) > 2:
+    if len(sizes) > 2 or math.prod(sizes) != array.size:
         raise InputError(
             f"{name}: layout.dim must describe the {array.size} values of data in one or two "
-            f"dimensions, got sizes {sizes[:8]}; correct the publisher's layout",
+            f"dimensions, got {len(layout.dim)} of sizes {sizes}; correct the publisher's layout",
             "layout",
         )
     if len(sizes) == 1:
         return array
-    labels = [str(dim.label).lower() for dim in layout.dim[-2:]]
+    labels = [str(dim.label).lower() for dim in layout.dim]
     swapped = labels[0].startswith("channel") and not labels[1].startswith("channel")
     if sizes[0 if swapped else 1] != channels:
         raise InputError(

@@ -70,16 +70,13 @@ def field_reader(path: str, message_type: type, parameter: str) -> Callable[[Any
         value = getattr(value, step)
 
     def read(message: Any) -> Any:
-        for step in steps:
-            if isinstance(step, str):
-                message = getattr(message, step)
-                continue
-            try:
-                message = message[step]
-            except (IndexError, TypeError):
-                raise InputError(
-                    f"{path} must exist in every message, got none; correct {parameter}", "field"
-                ) from None
+        try:
+            for step in steps:
+                message = getattr(message, step) if isinstance(step, str) else message[step]
+        except (AttributeError, IndexError, TypeError):
+            raise InputError(
+                f"{path} must exist in every message, got none; correct {parameter}", "field"
+            ) from None
         return message
 
     return read
@@ -106,7 +103,10 @@ def as_array(data: Any, dtype: npt.DTypeLike | None = None) -> npt.NDArray[Any]:
     Distributions differ: `data` may be an array.array, bytes, a memoryview, an ndarray or a list.
 
     Args:
-        dtype: what the bytes mean; without it, what `data` says of itself.
+        dtype: converts to this; without it, what `data` says of itself.
+
+    Raises:
+        InputError: it does not hold numbers.
     """
     if isinstance(data, (bytes, bytearray)):
         array = np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8)
