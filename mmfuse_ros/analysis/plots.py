@@ -90,7 +90,7 @@ def over_time(line: Timeline) -> str:
         if line.present:
             _presence(rows[-1], x, line)
         rows[-1].set_xlabel(label)
-        rows[-1].set_xlim(float(x.min()), float(x.max()))
+        rows[-1].margins(x=0.0)
         return _svg(figure)
 
 
@@ -120,7 +120,7 @@ def contribution(line: Timeline) -> str:
             axes[1].set_title("Share over time")
             axes[1].set_ylabel("%")
             axes[1].set_xlabel(label)
-            axes[1].set_xlim(float(x.min()), float(x.max()))
+            axes[1].margins(x=0.0)
         return _svg(figure)
 
 

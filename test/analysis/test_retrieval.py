@@ -252,7 +252,7 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_store(tmp_path):
 
 
 def test_a_commit_is_on_the_disk_before_it_counts(tmp_path, monkeypatch):
-    """A power cut keeps what was flushed: data, then its name, then the manifest, then its name."""
+    """What a power cut keeps: the data, its name, then the manifest, and its name."""
     events = []
     real_fsync, real_replace = os.fsync, os.replace
 
