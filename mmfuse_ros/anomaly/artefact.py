@@ -140,6 +140,31 @@ def _decode(payload: bytes, name: str, kind: str) -> tuple[dict[str, Any], Array
     return header, arrays
 
 
+def check_context(made_with: Mapping[str, object], now: Mapping[str, object]) -> None:
+    """Refuse features made by another system; raises CalibrationError naming every difference."""
+    differences = [
+        f"{name}: calibrated with {made_with.get(name, 'nothing')!r}, "
+        f"now {now.get(name, 'nothing')!r}"
+        for name in sorted(set(made_with) | set(now))
+        if _plain(made_with.get(name)) != _plain(now.get(name))
+    ]
+    if differences:
+        raise CalibrationError(
+            "the calibration was made for another system ("
+            + "; ".join(differences)
+            + "); fit a new one"
+        )
+
+
+def _plain(value: object) -> object:
+    """Return a value as JSON would give it back, so that tuples compare equal to lists."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in sorted(value.items())}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
 def pack(detector: Detector) -> tuple[dict[str, Any], Arrays]:
     """Return a detector as header and arrays."""
     arrays: Arrays = {}

@@ -41,6 +41,14 @@ class Debounce:
             self.active = count > self.clear_at if self.active else count >= self.raise_at
         return self.active
 
+    def changed(self, raise_at: int, of: int) -> Debounce:
+        """Return one with other numbers; itself, with its past, where they are the same."""
+        if (raise_at, of) == (self.raise_at, self.of):
+            return self
+        other = Debounce(raise_at, of, min(self.clear_at, raise_at - 1), self.active)
+        other._recent.extend(self._recent)
+        return other
+
     def reset(self) -> None:
         """Forget everything, the alarm included."""
         self._recent.clear()

@@ -185,7 +185,7 @@ class Detector:
         self._disabled = frozenset(self.modalities) - names
 
     @property
-    def calibration_id(self) -> str:
+    def id(self) -> str:
         """Twelve hexadecimal digits of a hash of all that was fitted."""
         if not hasattr(self, "_id"):
             digest = hashlib.sha256()
@@ -249,18 +249,7 @@ class Detector:
         Raises:
             CalibrationError: a name in either context differs; every difference is named.
         """
-        differences = [
-            f"{name}: calibrated with {self.context.get(name, 'nothing')!r}, "
-            f"now {context.get(name, 'nothing')!r}"
-            for name in sorted(set(self.context) | set(context))
-            if _plain(self.context.get(name)) != _plain(context.get(name))
-        ]
-        if differences:
-            raise CalibrationError(
-                "the calibration was made for another system ("
-                + "; ".join(differences)
-                + "); fit a new one"
-            )
+        artefact.check_context(self.context, context)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the detector to one file, at once or not at all.
@@ -336,12 +325,3 @@ def _merge(parts: Mapping[str, tuple[BoolArray, Scored]], count: int) -> Scored:
         },
         consistency_p=join([(rows, part.consistency_p) for rows, part in parts.values()]),
     )
-
-
-def _plain(value: object) -> object:
-    """Return a value as JSON would give it back, so that tuples compare equal to lists."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in sorted(value.items())}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value

@@ -78,6 +78,7 @@ def fit_calibration(table: Table, consistency: bool = True, share: int = 1) -> C
         values[keep].astype(np.float32),
         together[keep].astype(np.float32),
         table.unit[keep],
+        table.row[keep],
         model,
     )
 

@@ -58,6 +58,7 @@ class Calibration:
         values: (N, M) left-out values by modality, NaN where absent.
         consistency_values: (N,) left-out log scores of consistency, NaN where unknown.
         unit: (N,) the unit of each row.
+        row: (N,) the row's number among all windows it was fitted on.
         consistency: None where the modalities do not predict each other.
     """
 
@@ -66,6 +67,7 @@ class Calibration:
     values: FloatArray
     consistency_values: FloatArray
     unit: npt.NDArray[np.intp]
+    row: npt.NDArray[np.intp]
     consistency: Consistency | None = None
     tails: dict[str, TailModel] = field(init=False)
     consistency_tail: TailModel | None = field(init=False, default=None)
@@ -212,6 +214,7 @@ class Calibration:
             "values": self.values,
             "consistency_values": self.consistency_values,
             "unit": self.unit.astype(np.int32),
+            "row": self.row.astype(np.int32),
         }
         for number, block in enumerate(self.blocks.values()):
             for name, value in block.model.arrays().items():
@@ -255,6 +258,7 @@ class Calibration:
             arrays["values"],
             arrays["consistency_values"],
             arrays["unit"].astype(np.intp),
+            arrays["row"].astype(np.intp),
             consistency,
         )
 

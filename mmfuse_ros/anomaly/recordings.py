@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ class Table:
         blocks: key -> (N, dim) float32; a row of NaN where the block is absent.
         unit: (N,) which independent unit a row belongs to, 0 .. units - 1.
         recording: (N,) which recording a row belongs to.
+        row: (N,) its number among all windows of all recordings.
         unit_kind: "recording" or "block".
         phase: (N,) phase labels, "" where none were given.
     """
@@ -33,6 +34,7 @@ class Table:
     blocks: Mapping[str, FloatArray]
     unit: npt.NDArray[np.intp]
     recording: npt.NDArray[np.intp]
+    row: npt.NDArray[np.intp]
     unit_kind: str
     phase: npt.NDArray[np.str_]
 
@@ -47,6 +49,7 @@ class Table:
             {key: value[rows] for key, value in self.blocks.items()},
             unit,
             self.recording[rows],
+            self.row[rows],
             self.unit_kind,
             self.phase[rows],
         )
@@ -147,6 +150,7 @@ def tabulate(
         blocks,
         recording,
         recording,
+        np.arange(total),
         "block" if use_blocks else "recording",
         np.concatenate(labels),
     )
@@ -169,7 +173,7 @@ def _into_blocks(table: Table, lengths: list[int], block: int | None, guard: int
                 keep[begin + start : begin + min(start + guard, length)] = False
         begin += length
         first += int(index[-1]) + 1 if length else 0
-    joined = Table(table.blocks, unit, table.recording, table.unit_kind, table.phase)
+    joined = replace(table, unit=unit)
     return joined.where(keep)
 
 

@@ -203,7 +203,7 @@ def test_refit_gives_the_same_bytes_and_the_file_gives_the_same_scores(tmp_path,
     loaded = Detector.load(tmp_path / "a")
     x = recordings(1, seed=4)[0]
     np.testing.assert_array_equal(loaded.score(x).p, detector.score(x).p)
-    assert loaded.calibration_id == detector.calibration_id
+    assert loaded.id == detector.id
     assert loaded.alpha == detector.alpha
     assert [f.name for f in tmp_path.iterdir() if f.name.startswith(".")] == []
 

@@ -1,0 +1,261 @@
+"""The calibrated detector as the node uses it: one window at a time, debounced, with drift."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from mmfuse_ros.anomaly.calibration import EXTRAPOLATION, MIN_UNITS
+from mmfuse_ros.anomaly.cosine import FUSED
+from mmfuse_ros.anomaly.debounce import Debounce, severity
+from mmfuse_ros.anomaly.detector import Detector
+from mmfuse_ros.anomaly.drift import DriftMonitor
+from mmfuse_ros.anomaly.recordings import BLOCK_S
+from mmfuse_ros.config import AnomalyConfig
+from mmfuse_ros.errors import CalibrationError, ConfigError
+from mmfuse_ros.samples import NS_PER_S, Level, ModalityVerdict, Verdict
+
+FloatArray = npt.NDArray[np.floating]
+
+_DRIFT_SPACING_NS = round(BLOCK_S * NS_PER_S)
+_ROW_SPACING_NS = NS_PER_S // 5  # windows closer than this say nothing new to a calibration
+_LONGEST_GAP_NS = 2 * NS_PER_S
+_MARGIN_BLOCKS = 1  # the last block may be short
+
+
+class CalibratedMonitor:
+    """Scores windows with a `Detector`, debounces the flags and watches for drift.
+
+    Without a detector every verdict is STALE, "uncalibrated".
+
+    Args:
+        detector: a calibration, or None.
+        debounce: from flagged windows to an alarm.
+        context: what the features are made with; goes into calibrations gathered live.
+        alpha: false-alarm probability of a window, for calibrations gathered live.
+        modalities: those that may raise an alarm; all where None.
+        window_s: seconds that the longest window looks back.
+    """
+
+    def __init__(
+        self,
+        detector: Detector | None = None,
+        debounce: Debounce | None = None,
+        context: Mapping[str, object] | None = None,
+        *,
+        alpha: float = 0.01,
+        modalities: tuple[str, ...] | None = None,
+        window_s: float = 3.0,
+    ) -> None:
+        self.detector = detector
+        self.debounce = debounce or Debounce()
+        self.drift = DriftMonitor()
+        self.context = dict(context or {})
+        self.alpha = alpha if detector is None else detector.alpha
+        self.modalities = modalities
+        self.window_s = window_s
+        self._gathering: _Gathering | None = None
+        self._failure = ""
+        self._last_drift_ns: int | None = None
+        self._select(detector)
+
+    @classmethod
+    def from_config(
+        cls, config: AnomalyConfig, context: Mapping[str, object]
+    ) -> CalibratedMonitor:
+        """Make one from parameters; see `make_monitor`."""
+        detector = None
+        if config.calibration:
+            detector = Detector.load(config.calibration)
+            detector.check_context(context)
+            detector.alpha = config.alpha
+        spans = [v for k, v in context.items() if k.endswith("window_s")]
+        monitor = cls(
+            detector,
+            Debounce(config.debounce_k, config.debounce_n),
+            context,
+            alpha=config.alpha,
+            modalities=config.modalities,
+        )
+        monitor.window_s = max([float(s) for s in spans if isinstance(s, (int, float))] or [3.0])
+        return monitor
+
+    @property
+    def calibration_id(self) -> str:
+        """The detector's id, "" without one."""
+        return self.detector.id if self.detector is not None else ""
+
+    def configure(self, config: AnomalyConfig) -> None:
+        """Take alpha, debounce and modalities; see `Monitor.configure`."""
+        if self.detector is not None:
+            self.detector.alpha = config.alpha  # may refuse: before anything else is changed
+        self.alpha = config.alpha
+        self.modalities = config.modalities
+        self._select(self.detector)
+        self.debounce = self.debounce.changed(config.debounce_k, config.debounce_n)
+
+    def reset(self) -> None:
+        """Forget recent windows, the alarm and the drift; keep the calibration."""
+        self.debounce.reset()
+        self.drift.reset()
+        self._last_drift_ns = None
+
+    def begin_baseline(self, count: int) -> None:
+        """Gather a calibration from the coming windows and fit it when there are enough.
+
+        Enough is `count` windows and as many 10 s blocks as `alpha` needs (nine for 1 %). What
+        was calibrated before stays in use until then.
+
+        Raises:
+            ConfigError: count is below 1.
+        """
+        if count < 1:
+            raise ConfigError(f"a baseline must have at least 1 window, got {count}")
+        blocks = max(MIN_UNITS, math.ceil(1.0 / (EXTRAPOLATION * self.alpha) - 1.0 - 1e-9))
+        self._gathering = _Gathering(count, (blocks + _MARGIN_BLOCKS) * BLOCK_S)
+        self._failure = ""
+
+    def clear_baseline(self) -> None:
+        """Drop the calibration and any that is being gathered."""
+        self.detector = self._gathering = None
+        self._failure = ""
+        self.reset()
+
+    def observe(
+        self, stamp_ns: int, features: Mapping[str, FloatArray], phase: str | None = None
+    ) -> Verdict:
+        """Judge one window; "embedding" is not used, blocks that were not calibrated neither."""
+        progress = self._gather(stamp_ns, features)
+        if self.detector is None:
+            return self._stale("uncalibrated" + (f", {progress}" if progress else self._failure))
+        detector = self.detector
+        known = phase if phase and phase in detector.phases else None
+        if phase and detector.phases and known is None:
+            return self._stale(f"uncalibrated: phase {phase!r} was not recorded")
+        rows = {k: v[None] for k, v in features.items() if k in detector.dims}
+        scored = detector.score(rows, known)
+        p = float(scored.p[0]) if len(scored.p) else math.nan
+        if math.isnan(p):
+            return self._stale("no calibrated modality is live")
+        flagged = bool(scored.flag[0])
+        alarm = self.debounce.update(flagged)
+        asks = self._watch_drift(stamp_ns, p, flagged or alarm)
+        level = Level.ERROR if alarm else Level.WARN if flagged or asks else Level.OK
+        top = scored.top[0] if flagged or alarm else ""
+        score = float(scored.score[0])
+        message = f"p = {p:.2g}" + (f", {top} stands out" if top else "")
+        if asks:
+            message += "; normal operation has drifted, record it again"
+        if progress:
+            message += f"; {progress}"
+        return Verdict(
+            level=level,
+            score=score,
+            threshold=scored.threshold,
+            p=p,
+            flag=alarm,
+            severity=severity(score, scored.threshold),
+            top=top,
+            modalities={
+                name: self._modality(float(values[0]), name == top and alarm)
+                for name, values in scored.modality_p.items()
+                if not math.isnan(values[0])
+            },
+            calibration_id=detector.id,
+            message=message + self._failure,
+        )
+
+    def _modality(self, p: float, blamed: bool) -> ModalityVerdict:
+        assert self.detector is not None
+        odd = p <= self.detector.alpha
+        level = Level.ERROR if blamed else Level.WARN if odd else Level.OK
+        return ModalityVerdict(level, -math.log10(p), -math.log10(self.detector.alpha), p)
+
+    def _stale(self, message: str) -> Verdict:
+        return Verdict(
+            Level.STALE,
+            math.nan,
+            -math.log10(self.alpha),
+            math.nan,
+            self.debounce.active,
+            calibration_id=self.calibration_id,
+            message=message,
+        )
+
+    def _select(self, detector: Detector | None) -> None:
+        if detector is not None and self.modalities is not None:
+            detector.enable(set(self.modalities) & set(detector.modalities))
+
+    def _watch_drift(self, stamp_ns: int, p: float, odd: bool) -> bool:
+        last = self._last_drift_ns
+        due = last is None or not 0 <= stamp_ns - last < _DRIFT_SPACING_NS
+        if due and not odd:
+            self._last_drift_ns = stamp_ns
+            return self.drift.update(p)
+        return self.drift.asks
+
+    def _gather(self, stamp_ns: int, features: Mapping[str, FloatArray]) -> str:
+        gathering = self._gathering
+        if gathering is None:
+            return ""
+        gathering.add(stamp_ns, features)
+        if not gathering.enough:
+            return gathering.progress
+        self._gathering = None
+        try:
+            detector = gathering.fit(self.alpha, self.window_s, self.context)
+        except CalibrationError as error:
+            self._failure = f"; the calibration gathered live failed: {error}"
+            return ""
+        self._select(detector)
+        self.detector = detector
+        self.reset()
+        return ""
+
+
+class _Gathering:
+    """Feature rows of normal operation, gathered live."""
+
+    def __init__(self, count: int, span_s: float) -> None:
+        self._count, self._span_ns = count, span_s * NS_PER_S
+        self._seen = 0
+        self._elapsed_ns = 0
+        self._last_ns: int | None = None
+        self._kept_ns: list[int] = []
+        self._rows: list[dict[str, FloatArray]] = []
+
+    def add(self, stamp_ns: int, features: Mapping[str, FloatArray]) -> None:
+        step = 0 if self._last_ns is None else stamp_ns - self._last_ns
+        # A clock that jumps, or a pause, is not time spent in normal operation.
+        self._elapsed_ns += step if 0 <= step <= _LONGEST_GAP_NS else 0
+        self._last_ns = stamp_ns
+        self._seen += 1
+        if not self._kept_ns or self._elapsed_ns - self._kept_ns[-1] >= _ROW_SPACING_NS:
+            self._kept_ns.append(self._elapsed_ns)
+            rows = {k: np.array(v, np.float32) for k, v in features.items() if k != FUSED}
+            self._rows.append(rows)
+
+    @property
+    def enough(self) -> bool:
+        return self._seen >= self._count and self._elapsed_ns >= self._span_ns
+
+    @property
+    def progress(self) -> str:
+        return (
+            f"gathering: {self._seen} of {self._count} windows, "
+            f"{self._elapsed_ns / NS_PER_S:.0f} of {self._span_ns / NS_PER_S:.0f} s"
+        )
+
+    def fit(self, alpha: float, window_s: float, context: Mapping[str, object]) -> Detector:
+        dims = {key: len(value) for row in self._rows for key, value in row.items()}
+        recording = {
+            key: np.stack([row.get(key, np.full(dim, np.nan, np.float32)) for row in self._rows])
+            for key, dim in sorted(dims.items())
+        }
+        hop_s = float(np.median(np.diff(self._kept_ns))) / NS_PER_S
+        return Detector.fit(
+            [recording], alpha, unit="block", hop_s=hop_s, window_s=window_s, context=context
+        )
