@@ -125,16 +125,18 @@ class SensorEncoder(nn.Module):
     """Per-window statistics of each channel, laid on circles, then a small residual MLP.
 
     Each statistic becomes an angle at three frequencies (Fourier features, arXiv 2006.10739).
-    The vector's length is therefore the same at any amplitude, nothing saturates, and the
+    The vector is therefore about `length` long at any amplitude, nothing saturates, and the
     distance of two windows depends on the ratio of their amplitudes and not on the unit.
     An isometric linear map takes the features to `dim`; the MLP's part is small at first.
     """
 
     frequencies: torch.Tensor
 
-    def __init__(self, channels: int, dim: int = 256, hidden: int = 128) -> None:
+    def __init__(
+        self, channels: int, dim: int = 256, hidden: int = 128, length: float = 16.0
+    ) -> None:
         super().__init__()
-        self.channels, self.dim = channels, dim
+        self.channels, self.dim, self.length = channels, dim, length
         width = channels * len(STATISTICS) * len(_FREQUENCIES) * 2
         self.register_buffer("frequencies", torch.tensor(_FREQUENCIES), persistent=False)
         self.lift = nn.Linear(width, dim, bias=False)
@@ -142,10 +144,10 @@ class SensorEncoder(nn.Module):
         isometric_(self.lift.weight)
 
     def forward(self, signal: torch.Tensor) -> torch.Tensor:
-        """Encode (B, C, T) in the sensor's unit -> (B, D), elements of about unit RMS."""
+        """Encode (B, C, T) in the sensor's unit -> (B, D)."""
         angles = statistics(signal).unsqueeze(-1) * self.frequencies  # (B, C, 5, 3)
         circles = torch.cat((angles.cos(), angles.sin()), dim=-1).flatten(1)  # (B, C * 30)
-        features = circles * math.sqrt(2.0 * self.dim / circles.shape[1])  # length sqrt(D)
+        features = circles * (self.length * math.sqrt(2.0 / circles.shape[1]))
         return self.lift(features) + self.mlp(features)
 
 
@@ -255,6 +257,11 @@ def _from_pretrained(
         raise CheckpointError(
             f"{kind} weights must be a directory of `transformers` or a hub id, got {where!r}, "
             "which does not exist; correct the path"
+        )
+    if _is_path(where) and not (Path(where).expanduser() / "config.json").is_file():
+        raise CheckpointError(
+            f"{kind} weights directory {where!r} must hold config.json and model.safetensors, as "
+            "`save_pretrained` writes them; there is no config.json"
         )
     where = str(Path(where).expanduser()) if _is_path(where) else where
     options = {"local_files_only": not allow_download}

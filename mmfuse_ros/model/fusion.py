@@ -1,9 +1,9 @@
 """Fusion heads: four modality vectors to one, near-isometric before any training.
 
-Each modality is put on a sphere (RMS normalisation: elements of unit RMS, whatever the encoder's
-scale). Linear maps with orthonormal rows or columns then keep distances, exactly or within the
-Johnson-Lindenstrauss bound, and the trainable non-linear branches are residual and small at
-first. So an untrained fused vector already has the geometry of its inputs.
+Each modality is scaled to one common length, so that none speaks louder for its encoder's scale
+or its dimension. Linear maps with orthonormal rows or columns then keep distances, exactly or
+within the Johnson-Lindenstrauss bound, and the trainable non-linear branches are residual and
+small at first. So an untrained fused vector already has the geometry of its inputs.
 
 No layer depends on the batch, and a missing modality has a learned token.
 """
@@ -34,6 +34,8 @@ class Fusion(nn.Module):
     def __init__(self, dims: Mapping[str, int], dim: int, dropout: float) -> None:
         super().__init__()
         self.dims, self.dim = dict(dims), dim
+        # All modalities together make a fused vector with elements of about unit RMS.
+        self.length = math.sqrt(dim / len(dims))
         self.tokens = nn.ParameterDict(
             {name: nn.Parameter(torch.randn(width) * 0.02) for name, width in dims.items()}
         )
@@ -51,8 +53,10 @@ class Fusion(nn.Module):
         for name, token in self.tokens.items():
             missing = token.expand(rows, -1)
             if name in vectors:
-                unit = rms_normalize(vectors[name].to(token.dtype))
-                inputs[name] = torch.where(present[name].unsqueeze(1), unit, missing)
+                scaled = (
+                    nn.functional.normalize(vectors[name].to(token.dtype), dim=1) * self.length
+                )
+                inputs[name] = torch.where(present[name].unsqueeze(1), scaled, missing)
             else:
                 inputs[name] = missing
         return self.mlp(self.combine(inputs))
@@ -63,12 +67,12 @@ class Fusion(nn.Module):
 
 
 class ConcatProject(Fusion):
-    """Concatenate, then one projection with orthonormal rows."""
+    """Concatenate, then one projection."""
 
     def __init__(self, dims: Mapping[str, int], dim: int, dropout: float) -> None:
         super().__init__(dims, dim, dropout)
         self.project = nn.Linear(sum(dims.values()), dim, bias=False)
-        nn.init.orthogonal_(self.project.weight)
+        isometric_(self.project.weight)
 
     def combine(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return self.project(torch.cat(list(inputs.values()), dim=1))
@@ -79,13 +83,10 @@ class _Projected(Fusion):
 
     def __init__(self, dims: Mapping[str, int], dim: int, dropout: float) -> None:
         super().__init__(dims, dim, dropout)
-        # The sum of all modalities has elements of unit RMS, as the concatenation has.
-        scale = math.sqrt(dim / sum(dims.values()))
         self.project = nn.ModuleDict()
         for name, width in dims.items():
             layer = nn.Linear(width, dim, bias=False)
             isometric_(layer.weight)
-            layer.weight.data.mul_(scale)
             self.project[name] = layer
 
     def projected(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -120,7 +121,7 @@ class Attention(_Projected):
         tokens = self.projected(inputs)  # (B, M, dim)
         query = self.norm(tokens + self.kind)
         mixed, _ = self.attend(query, query, query, need_weights=False)
-        # The branch is scaled to the tokens: a sum of M of them has unit RMS.
+        # The branch is scaled as the tokens are: a sum of M of them has unit RMS.
         return (tokens + mixed / math.sqrt(len(self.kind))).sum(dim=1)
 
 
@@ -155,8 +156,3 @@ def make_fusion(
     if method == "weighted_sum":
         return WeightedSum(dims, dim, dropout)
     return Attention(dims, dim, dropout, heads)
-
-
-def rms_normalize(x: torch.Tensor) -> torch.Tensor:
-    """Scale each (B, D) row to elements of unit RMS; a row of zeros stays zero."""
-    return nn.functional.normalize(x, dim=1) * math.sqrt(x.shape[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -117,7 +117,6 @@ class Engine:
             **identity,
             "fusion": system.fusion_method,
             "seed": system.seed,
-            "checkpoint": system.checkpoint,
             "device": _device_name(self._device),
             "backend": self._backend.name,
             "precision": self._precision,
@@ -163,6 +162,11 @@ class Engine:
                 values = self._values(name, signals[name], encoder.channels)
                 vectors[name] = encoder(self._to_device(values).unsqueeze(0))[0]
         return vectors
+
+    @property
+    def head(self) -> Callable[..., torch.Tensor]:
+        """The system's `fuse`, batches and masks of presence included, for contributions."""
+        return self._system.fuse
 
     @torch.inference_mode()
     def fuse(self, embeddings: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -346,15 +350,19 @@ def build_engine(config: Config) -> Engine:
 
 
 def _identity(system: RoboticFeedbackSystem) -> dict[str, Any]:
-    """Return what the weights are: "random", or one hash over both encoders."""
+    """Return what the weights are: "random", or one hash over encoders and checkpoint."""
     encoders = {}
     for name in ENCODERS:
         encoder = getattr(system, name)
         weights = "random" if encoder.random else tensor_hash(encoder)
         encoders[name] = {"name": encoder.name, "weights": weights}
     both = [e["weights"] for e in encoders.values()]
-    joined = hashlib.sha256(" ".join(both).encode()).hexdigest()
-    return {"weights": "random" if "random" in both else joined, "encoders": encoders}
+    joined = hashlib.sha256(" ".join([*both, system.checkpoint]).encode()).hexdigest()
+    return {
+        "weights": "random" if "random" in both else joined,
+        "encoders": encoders,
+        "checkpoint": system.checkpoint,
+    }
 
 
 def _auto_precision(device: torch.device) -> str:

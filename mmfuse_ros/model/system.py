@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -72,6 +73,9 @@ class RoboticFeedbackSystem(nn.Module):
         CheckpointError: weights are missing or unreadable. Nothing is replaced in silence.
     """
 
+    pressure: SensorEncoder
+    emg: SensorEncoder
+
     def __init__(
         self,
         fusion_dim: int | None = None,
@@ -128,10 +132,14 @@ class RoboticFeedbackSystem(nn.Module):
             "pressure": pressure_channels or config.pressure.num_channels,
             "emg": emg_channels or config.emg.num_channels,
         }
-        with seeded(seed, "pressure"):
-            self.pressure = SensorEncoder(channels["pressure"], config.pressure.output_dim)
-        with seeded(seed, "emg"):
-            self.emg = SensorEncoder(channels["emg"], config.emg.output_dim)
+        # As long as a vision vector with elements of unit RMS: a plain concatenation of the
+        # modality vectors is then balanced too.
+        length = math.sqrt(self.vision.dim)
+        sensors = (("pressure", config.pressure), ("emg", config.emg))
+        for name, sensor in sensors:
+            with seeded(seed, name):
+                encoder = SensorEncoder(channels[name], sensor.output_dim, length=length)
+                self.add_module(name, encoder)
         dims = {name: getattr(self, name).dim for name in MODALITIES}
         with seeded(seed, f"fusion/{method}"):
             self.fusion = make_fusion(
@@ -143,6 +151,8 @@ class RoboticFeedbackSystem(nn.Module):
             )
         self._checks = InputChecks()
         self._frozen: set[str] = set()
+        self.trained: set[str] = set()  # encoders that were ever open to training
+        self.checkpoint = ""  # hash of the checkpoint that was loaded
         self.freeze_encoders(
             *(n for n, c in (("vision", config.vision), ("audio", config.audio)) if c.frozen)
         )
@@ -314,7 +324,11 @@ class RoboticFeedbackSystem(nn.Module):
                 raise ConfigError(
                     f"an encoder to freeze must be one of {', '.join(ENCODERS)}, got {name!r}"
                 )
-            (self._frozen.add if frozen else self._frozen.discard)(name)
+            if frozen:
+                self._frozen.add(name)
+            else:
+                self._frozen.discard(name)
+                self.trained.add(name)
             getattr(self, name).requires_grad_(not frozen)
         self.train(self.training)
 

@@ -59,7 +59,7 @@ def weights(tmp_path_factory, clip_model, speech_model):
     """A directory with `vision` and `audio` in it, as a user would save pretrained weights."""
     root = tmp_path_factory.mktemp("weights")
     clip_model.save_pretrained(root / "vision")
-    clip_processor().save_pretrained(root / "vision")
+    _processor().save_pretrained(root / "vision")
     speech_model.save_pretrained(root / "audio")
     Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(root / "audio")
     torch.manual_seed(3)
@@ -69,7 +69,7 @@ def weights(tmp_path_factory, clip_model, speech_model):
     return root
 
 
-def clip_processor(side=32):
+def _processor(side=32):
     """CLIP's image processor, the one that resizes with PIL."""
     try:
         from transformers.models.clip.image_processing_pil_clip import (
@@ -83,6 +83,16 @@ def clip_processor(side=32):
         image_mean=[0.5, 0.4, 0.3],
         image_std=[0.2, 0.25, 0.3],
     )
+
+
+@pytest.fixture(scope="session")
+def clip_processor():
+    return _processor
+
+
+@pytest.fixture(scope="session")
+def tiny_clip():
+    return TINY_CLIP
 
 
 @pytest.fixture

@@ -64,28 +64,45 @@ def test_rows_do_not_depend_on_the_batch(make_system, inputs, method):
             assert torch.allclose(single[0], whole[row], atol=2e-5), row
 
 
-def test_same_seed_same_embedding_in_another_process(make_system, inputs, tmp_path):
-    """The global generator is different there; the seed alone decides."""
-    script = (
-        "import sys, torch, numpy as np; torch.manual_seed(99); torch.set_num_threads(1)\n"
-        "from mmfuse_ros import RoboticFeedbackSystem\n"
-        "from transformers import CLIPVisionConfig, Wav2Vec2Config\n"
-        "s = RoboticFeedbackSystem(device='cpu', vision=CLIPVisionConfig(hidden_size=32,"
-        " intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32,"
-        " patch_size=8), audio=Wav2Vec2Config(hidden_size=32, intermediate_size=64,"
-        " num_hidden_layers=1, num_attention_heads=2, conv_dim=(16,), conv_kernel=(10,),"
-        " conv_stride=(40,), num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4),"
-        " seed=5).eval()\n"
-        "t = torch.linspace(0, 1, 4000)[None]\n"
-        "with torch.no_grad(): f = s({'camera1': t[:, :3072].reshape(1, 3, 32, 32)},"
-        " torch.sin(400 * t), t * 9, torch.cos(t * torch.arange(8)[:, None] * 50)[None])\n"
-        "np.save(sys.argv[1], f.numpy())\n"
-    )
-    results = []
-    for name in ("a.npy", "b.npy"):
-        subprocess.run([sys.executable, "-c", script, str(tmp_path / name)], check=True)
-        results.append(np.load(tmp_path / name))
-    assert np.array_equal(*results)
+_PROBE = """
+import sys
+import numpy as np
+import torch
+from transformers import CLIPVisionConfig, Wav2Vec2Config
+from mmfuse_ros import RoboticFeedbackSystem
+
+def embed(rows):
+    clip = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                            num_attention_heads=2, image_size=32, patch_size=8)
+    speech = Wav2Vec2Config(hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+                            num_attention_heads=2, conv_dim=(16,), conv_kernel=(10,),
+                            conv_stride=(40,), num_conv_pos_embeddings=16,
+                            num_conv_pos_embedding_groups=4)
+    system = RoboticFeedbackSystem(device="cpu", vision=clip, audio=speech, seed=5).eval()
+    t = torch.linspace(0, 1, 4000).repeat(rows, 1)
+    with torch.no_grad():
+        fused = system(
+            {"camera1": t[:, :3072].reshape(-1, 3, 32, 32)},
+            torch.sin(400 * t),
+            t * 9,
+            torch.cos(t[:, None] * torch.arange(8)[:, None] * 50),
+        )
+    return fused.numpy()
+
+if __name__ == "__main__":
+    torch.manual_seed(99)
+    np.save(sys.argv[1], embed(1))
+"""
+
+
+def test_same_seed_same_embedding_in_another_process_and_batch(tmp_path):
+    """The other process has another global generator, and a batch of one."""
+    file = tmp_path / "there.npy"
+    subprocess.run([sys.executable, "-c", _PROBE, str(file)], check=True)
+    namespace = {"__name__": "probe"}
+    exec(_PROBE, namespace)
+    here = namespace["embed"](16)
+    assert np.abs(here - np.load(file)).max() < 1e-5
 
 
 def test_building_leaves_the_global_generator_alone(make_system):
