@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import sys
@@ -16,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from mmfuse_ros.cli.processes import Processes, ros_environment
 from mmfuse_ros.config import PRESETS
-from mmfuse_ros.errors import MmfuseError
 from mmfuse_ros.samples import Level, Modality
 
 if TYPE_CHECKING:
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from mmfuse_ros.ros.watch import Watch
 
 _START_TIMEOUT_S = 120.0
-_BASELINE_S = 24.0
 _FAULT = Modality.AUDIO
 _FAULT_S = 6.0
+_AFTER_S = 3.0
 _ALPHA = 0.05
 _LEVEL_STYLE = {Level.OK: "green", Level.WARN: "yellow", Level.ERROR: "red", Level.STALE: "dim"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bag", type=Path, help="play this recording, not simulated sensors")
-    parser.add_argument("--duration", type=float, default=45.0, help="seconds of embeddings")
+    parser.add_argument("--duration", type=float, default=50.0, help="seconds of embeddings")
     parser.add_argument("--json", type=Path, help="write the summary to this file")
     parser.add_argument("--preset", choices=PRESETS, default="balanced", help="model preset")
     parser.add_argument(
@@ -65,8 +65,8 @@ class Summary:
     fault_at_s: float = float("nan")
     detection_delay_s: float = float("nan")
     top_modality: str = ""
+    calibrated_at_s: float = float("nan")
     false_alarms: int = 0
-    alarm_windows: int = 0
 
 
 def run(args: argparse.Namespace) -> int:
@@ -122,7 +122,7 @@ def _node_arguments(args: argparse.Namespace, weights: str) -> list[str]:
 
 def _resolve_weights(asked: str, preset: str, console: Any) -> str:
     """Return pretrained or random; say what random means."""
-    from mmfuse_ros.model.encoders import pretrained_available
+    from mmfuse_ros.model.weights import pretrained_available
 
     if asked == "auto":
         found = pretrained_available(preset, allow_download=True)
@@ -131,7 +131,7 @@ def _resolve_weights(asked: str, preset: str, console: Any) -> str:
         console.rule("[yellow]random weights")
         console.print(
             "The pretrained encoders are not on this machine and cannot be downloaded (or\n"
-            "random ones were asked for): the full-size model runs with seeded weights, untrained.\n"
+            "random ones were asked for): the full-size model runs untrained, seeded.\n"
             "Speed and data flow are real; similarity of embeddings is that of random features.\n"
             "Alarms rest on features measured at the sensors as well, and still mean something."
         )
@@ -170,6 +170,8 @@ class _Demo:
         self._args, self._watch, self._processes = args, watch, processes
         self._summary, self._console = summary, console
         self._headline = ""
+        self._broken = False
+        self._alarm = False
 
     def play(self) -> None:
         from rich.live import Live
@@ -195,52 +197,47 @@ class _Demo:
         return True
 
     def _run_phases(self, live: Any, begun: float) -> None:
+        """Gather a baseline, break a simulated sensor, mend it, watch until the time is up."""
         duration_s = self._args.duration
-        simulated = self._args.bag is None
+        fault_at = duration_s - _FAULT_S - _AFTER_S if self._args.bag is None else math.inf
         self._headline = "gathering a baseline of normal operation"
-        self._request_baseline(duration_s)
-        fault_at = duration_s - _FAULT_S - 4.0
-        broken = False
-        while (elapsed := time.monotonic() - begun) < duration_s:
-            self._watch.spin_for(0.25)
-            if simulated and not broken and elapsed >= fault_at:
+        self._summary.baseline = self._watch.call("set_baseline")
+        while (elapsed := time.monotonic() - begun) < duration_s and not self._processes.died():
+            self._watch.spin_for(0.2)
+            if elapsed >= fault_at:
                 self._break(begun)
-                broken = True
-            if simulated and broken and elapsed >= fault_at + _FAULT_S and self._headline:
-                self._watch.set_text("sensor_sim", "fault", "")
-                self._headline = ""
-            self._observe(begun, broken)
+                mend_at, fault_at = elapsed + _FAULT_S, math.inf
+            if self._broken and elapsed >= mend_at:
+                self._mend()
+            self._observe(begun)
             live.update(self._table())
-            if self._processes.died():
-                break
-
-    def _request_baseline(self, duration_s: float) -> None:
-        seconds = min(_BASELINE_S, 0.6 * duration_s)
-        try:
-            self._summary.baseline = self._watch.call("set_baseline")
-        except MmfuseError as error:
-            self._summary.baseline = str(error)
-        del seconds
 
     def _break(self, begun: float) -> None:
         self._watch.set_text("sensor_sim", "fault", _FAULT.value)
+        self._broken = True
         self._summary.fault = _FAULT.value
         self._summary.fault_at_s = time.monotonic() - begun
         self._headline = f"fault injected: {_FAULT} (a knocking bearing)"
 
-    def _observe(self, begun: float, broken: bool) -> None:
+    def _mend(self) -> None:
+        self._watch.set_text("sensor_sim", "fault", "")
+        self._broken = False
+        self._headline = "fault mended"
+
+    def _observe(self, begun: float) -> None:
         """Follow the alarm: a false one before the fault, the first one after it."""
-        _, values, _ = self._watch.anomaly.get("anomaly", (0, {}, ""))
-        flagged = bool(self._watch.embeddings and self._watch.embeddings[-1][1].flag)
-        if not flagged:
-            return
-        self._summary.alarm_windows += 1
-        if not broken:
-            self._summary.false_alarms += 1
-        elif self._summary.detection_delay_s != self._summary.detection_delay_s:
-            since = time.monotonic() - begun - self._summary.fault_at_s
-            self._summary.detection_delay_s = since
-            self._summary.top_modality = values.get("top_modality", "")
+        level, values, _ = self._watch.anomaly.get("anomaly", (Level.STALE, {}, ""))
+        if level != Level.STALE and self._headline.startswith("gathering"):
+            self._headline = "watching; the baseline is " + values.get("calibration_id", "")
+            self._summary.calibrated_at_s = time.monotonic() - begun
+        alarm = level == Level.ERROR
+        summary = self._summary
+        if alarm and not summary.fault:
+            summary.false_alarms += not self._alarm
+        elif alarm and self._broken and math.isnan(summary.detection_delay_s):
+            summary.detection_delay_s = time.monotonic() - begun - summary.fault_at_s
+            summary.top_modality = values.get("top_modality", "")
+        self._alarm = alarm
 
     def _collect(self) -> None:
         watch, summary = self._watch, self._summary
