@@ -341,12 +341,17 @@ class RoboticFeedbackSystem(nn.Module):
 
     def gradient_checkpointing_enable(self) -> None:
         """Recompute activations of unfrozen encoders in the backward pass, to save memory."""
-        for name in ENCODERS:
-            getattr(self, name).model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._checkpoint_gradients("enable", {"use_reentrant": False})
 
     def gradient_checkpointing_disable(self) -> None:
+        """Keep activations for the backward pass again."""
+        self._checkpoint_gradients("disable")
+
+    def _checkpoint_gradients(self, verb: str, *options: dict[str, bool]) -> None:
         for name in ENCODERS:
-            getattr(self, name).model.gradient_checkpointing_disable()
+            model = getattr(self, name).model
+            old = f"gradient_checkpointing_{verb}"  # deprecated in transformers 5.23
+            getattr(model, f"activation_checkpointing_{verb}", getattr(model, old))(*options)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
