@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from mmfuse_ros.analysis.arrays import Array, as_rows, unit
 from mmfuse_ros.errors import InputError
-from mmfuse_ros.samples import CAMERAS
+from mmfuse_ros.samples import CAMERAS, Modality
 
 if TYPE_CHECKING:
     import torch
@@ -141,6 +141,8 @@ def shapley_values(
 
 def _check(vectors: Mapping[str, Embedding]) -> dict[str, Array]:
     rows = {str(name): as_rows(value, str(name)) for name, value in vectors.items()}
+    order = {m.value: m.bit for m in Modality}
+    rows = dict(sorted(rows.items(), key=lambda item: order.get(item[0], 0)))
     if any(camera.value in rows for camera in CAMERAS):
         rows.pop(_CAMERA_MEAN, None)
     if not 1 <= len(rows) <= _MAX_MODALITIES:

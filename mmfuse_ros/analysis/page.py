@@ -24,7 +24,8 @@ h2 { font-size: 17px; margin: 0 0 6px; }
 .cards { display: flex; flex-wrap: wrap; gap: 12px; margin: 20px 0; }
 .card { background: #fff; border: 1px solid #e4e7eb; border-radius: 8px; padding: 10px 16px;
         min-width: 108px; flex: 1; }
-.card b { display: block; font-size: 22px; font-variant-numeric: tabular-nums; }
+.card b { display: block; font-size: 20px; white-space: nowrap;
+          font-variant-numeric: tabular-nums; }
 .card.alarm b { color: #b84a00; }
 section { background: #fff; border: 1px solid #e4e7eb; border-radius: 8px; padding: 16px 18px;
           margin: 16px 0; }

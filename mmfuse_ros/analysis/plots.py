@@ -68,8 +68,8 @@ def over_time(line: Timeline) -> str:
     heights = [2.0] + [1.5] * scored + [0.16 * len(line.present) + 0.2] * bool(line.present)
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, sum(heights) + 0.9), layout="constrained")
-        axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)
-        rows: list[Axes] = list(axes[:, 0])
+        grid = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)
+        rows: list[Axes] = list(grid[:, 0])
         top = rows[0]
         _line(top, x, previous, _QUIET, "to the window before")
         _line(top, x, centre, COLOURS["camera_1"], "to the mean of all windows")
@@ -90,7 +90,8 @@ def over_time(line: Timeline) -> str:
         if line.present:
             _presence(rows[-1], x, line)
         rows[-1].set_xlabel(label)
-        rows[-1].margins(x=0.0)
+        for axes in rows:
+            axes.margins(x=0.0)
         return _svg(figure)
 
 

@@ -13,8 +13,8 @@ from mmfuse_ros.analysis.arrays import as_rows
 from mmfuse_ros.analysis.contribution import FusionHead, contributions
 from mmfuse_ros.analysis.embedding import EmbeddingAnalysis
 from mmfuse_ros.analysis.recording import Recording, Timeline
-from mmfuse_ros.analysis.store import write_atomically
 from mmfuse_ros.errors import ConfigError, InputError
+from mmfuse_ros.files import atomic_write
 from mmfuse_ros.samples import NS_PER_S
 
 if TYPE_CHECKING:
@@ -116,4 +116,5 @@ def write_report(
         text = render(report, line, title=title, details=details or {}, method=method)
     else:
         text = json.dumps(report, indent=2, allow_nan=False) + "\n"
-    write_atomically(path, text.encode())
+    with atomic_write(path) as draft:
+        draft.write_text(text, encoding="utf-8")

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import re
 import uuid
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,7 @@ import numpy.typing as npt
 
 from mmfuse_ros.analysis.arrays import Array
 from mmfuse_ros.errors import ConfigError, StoreError
+from mmfuse_ros.files import atomic_write, read_bounded, sync
 
 if TYPE_CHECKING:
     import pyarrow
@@ -97,14 +97,13 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        with path.open("rb") as stream:
-            data = stream.read(_MAX_MANIFEST_BYTES + 1)
+        data = read_bounded(path, _MAX_MANIFEST_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(
             f"{folder} must be a folder that EmbeddingRetrieval.save made, it has no {MANIFEST}"
         ) from None
-    if len(data) > _MAX_MANIFEST_BYTES:
-        raise StoreError(f"{path} must be at most {_MAX_MANIFEST_BYTES} bytes long, it is longer")
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error}") from error
     try:
         raw = json.loads(data)
         kind, version = raw["format"], raw["version"]
@@ -139,11 +138,9 @@ def write_segment(folder: Path, rows: Columns) -> Entry:
         schema=schema,
     )
     path = folder / f"segment-{uuid.uuid4().hex}.arrow"
-    with path.open("xb") as stream:
-        with pa.ipc.new_file(stream, schema) as writer:
-            writer.write_batch(batch)
-        stream.flush()
-        os.fsync(stream.fileno())
+    with path.open("xb") as stream, pa.ipc.new_file(stream, schema) as writer:
+        writer.write_batch(batch)
+    sync(path)
     return Entry(path.name, count, path.stat().st_size)
 
 
@@ -163,27 +160,14 @@ def commit(folder: Path, manifest: Manifest) -> None:
             for e in manifest.segments
         ],
     }
-    sync_folder(folder)  # the segments' names, before the manifest that relies on them
-    write_atomically(folder / MANIFEST, json.dumps(raw).encode())
+    sync(folder)  # the segments' names, before the manifest that relies on them
+    with atomic_write(folder / MANIFEST) as draft:
+        draft.write_text(json.dumps(raw))
     named = {e.file for e in manifest.segments}
     for path in folder.iterdir():
         stale = _SEGMENT.fullmatch(path.name) and path.name not in named
-        if stale or (path.name.startswith(MANIFEST) and path.name != MANIFEST):
+        if stale or path.name.startswith(f".{MANIFEST}."):
             path.unlink()
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file that is there whole or not at all, whatever happens meanwhile."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
 @contextmanager
@@ -193,15 +177,6 @@ def locked(folder: Path) -> Iterator[None]:
     with (folder / LOCK).open("ab") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk: a rename survives a power cut only then."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _pyarrow() -> Any:

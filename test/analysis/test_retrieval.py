@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -254,21 +255,28 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_store(tmp_path):
 def test_a_commit_is_on_the_disk_before_it_counts(tmp_path, monkeypatch):
     """What a power cut keeps: the data, its name, then the manifest, and its name."""
     events = []
-    real_fsync, real_replace = os.fsync, os.replace
+    real_fsync, real_replace = os.fsync, Path.replace
 
     def fsync(handle):
-        events.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name.split(".")[0][:8])
+        events.append(
+            re.sub(r"[0-9a-f]{32}", "", Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        )
         real_fsync(handle)
 
     def replace(old, new):
         events.append(f"rename to {Path(new).name}")
-        real_replace(old, new)
+        return real_replace(old, new)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(os, "replace", replace)
-    folder = tmp_path / "states"
-    filled()[0].save(folder)
-    assert events == ["segment-", "states", "manifest", "rename to manifest.json", "states"]
+    monkeypatch.setattr(Path, "replace", replace)
+    filled()[0].save(tmp_path / "states")
+    assert events == [
+        "segment-.arrow",
+        "states",
+        ".manifest.json..part",
+        "rename to manifest.json",
+        "states",
+    ]
 
 
 def damaged(folder, **changes):
