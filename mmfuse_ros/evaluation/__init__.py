@@ -1,0 +1,1 @@
+"""Measuring the anomaly detector on labelled recordings, splits by recording."""
