@@ -7,6 +7,8 @@ import types
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sensor_msgs.msg import CompressedImage, Image
 
 from mmfuse_ros.config import Config
@@ -301,3 +303,30 @@ def test_a_picture_that_is_not_what_its_header_says_fails_in_the_worker():
     with pytest.raises(InputError, match="an image of 64 x 48 must decode") as error:
         frame.decode()
     assert error.value.reason == "decode"
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_size_padding_and_byte_order_is_read_exactly(data):
+    """Against the definition of each encoding, pixel by pixel."""
+    width, height = data.draw(st.integers(1, 20)), data.draw(st.integers(1, 20))
+    encoding = data.draw(st.sampled_from(["rgb8", "bgr8", "rgba8", "bgra8", "mono8", "mono16"]))
+    big, pad = data.draw(st.integers(0, 1)), 2 * data.draw(st.integers(0, 9))
+    channels = {"rgb8": 3, "bgr8": 3, "mono8": 1, "mono16": 1}.get(encoding, 4)
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    kind = (">u2" if big else "<u2") if encoding == "mono16" else "u1"
+    pixels = rng.integers(0, 2**16, (height, width, channels)).astype(kind)
+    result = decode(message(pixels, encoding, width, height, big=big, pad=pad))
+    assert result.shape == (height, width, 3)
+    for y in range(height):
+        for x in range(width):
+            p = [int(v) for v in pixels[y, x]]
+            expected = {
+                "rgb8": p[:3],
+                "bgr8": p[2::-1],
+                "rgba8": p[:3],
+                "bgra8": p[2::-1],
+                "mono8": p * 3,
+                "mono16": [p[0] // 256] * 3,
+            }[encoding]
+            assert result[y, x].tolist() == expected

@@ -5,6 +5,8 @@ import array
 import numpy as np
 import pytest
 from geometry_msgs.msg import WrenchStamped
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sensor_msgs.msg import FluidPressure, JointState
 from std_msgs.msg import (
     Float32,
@@ -184,3 +186,22 @@ def test_text_is_no_number():
     assert error.value.reason == "content"
     with pytest.raises(InputError, match="must lead to numbers, got a Header"):
         convert("pressure", wrench(0.0, 0.0, 0.0), field="header")
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    values=st.lists(st.floats(-3e38, 3e38, width=32), min_size=1, max_size=60),
+    channels=st.integers(1, 8),
+    several=st.booleans(),
+)
+def test_values_come_through_unchanged_or_not_at_all(values, channels, several):
+    layout = "samples_channels" if several else "channels"
+    whole = len(values) % channels == 0 if several else len(values) == channels
+    try:
+        chunk = convert("emg", emg(values), channels=channels, layout=layout)
+    except InputError as error:
+        assert error.reason == "channels"  # noqa: PT017
+        assert not whole
+        return
+    assert whole
+    np.testing.assert_array_equal(chunk.values, np.array(values, np.float32).reshape(-1, channels))

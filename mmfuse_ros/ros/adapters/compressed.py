@@ -24,10 +24,16 @@ from mmfuse_ros.samples import Frame
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 
-# Pixels that one byte can stand for at the very most: deflate packs 1032 : 1 and PNG eight pixels
-# into a byte; a JPEG spends at least a bit on a block of 64. More is a decompression bomb.
-_PNG_PIXELS_PER_BYTE = 8 * 1032
+# What one byte can stand for at the very most: deflate packs 1032 : 1, and a JPEG spends at least
+# a bit on a block of 64 pixels. More is a decompression bomb.
+_DEFLATE_RATIO = 1032
 _JPEG_PIXELS_PER_BYTE = 1024
+
+# Channels by PNG colour type.
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+
+# Chunks of 8 KiB, as libpng writes them, up to the largest message.
+_MAX_CHUNKS = 32768
 
 # Encoders write about ten scans for a progressive JPEG; thousands would be decoded for minutes.
 _MAX_SCANS = 32
@@ -73,11 +79,9 @@ def image_extent(data: npt.NDArray[np.uint8]) -> tuple[int, int]:
         )
     raw = data.tobytes()
     if raw.startswith(_PNG):
-        width, height = _png_extent(raw)
-        limit = _PNG_PIXELS_PER_BYTE
+        width, height, least = _png_extent(raw)
     elif raw.startswith(_JPEG):
-        width, height = _jpeg_extent(raw)
-        limit = _JPEG_PIXELS_PER_BYTE
+        width, height, least = _jpeg_extent(raw)
     else:
         raise InputError(
             f"data must begin as a JPEG or PNG does, got bytes {raw[:8].hex(' ') or '(none)'}; "
@@ -85,7 +89,7 @@ def image_extent(data: npt.NDArray[np.uint8]) -> tuple[int, int]:
             "encoding",
         )
     check_extent(width, height)
-    if width * height > limit * len(raw):
+    if least > len(raw):
         raise InputError(
             f"an image must fit its bytes, got {width} x {height} in {len(raw)} bytes; "
             "the header is corrupt or a decompression bomb",
@@ -98,13 +102,33 @@ def _cut_off(kind: str) -> InputError:
     return InputError(f"a {kind} must be whole, got one that is cut off or corrupt", "truncated")
 
 
-def _png_extent(raw: bytes) -> tuple[int, int]:
-    if raw[12:16] != b"IHDR" or raw.rfind(b"IEND") < 33:
+def _png_extent(raw: bytes) -> tuple[int, int, int]:
+    """Return width, height, and the fewest bytes that such a PNG can have.
+
+    Every chunk must fit into the bytes there are: decoders allocate what a chunk claims.
+    """
+    if raw[8:16] != b"\0\0\0\x0dIHDR" or len(raw) < 33:
         raise _cut_off("PNG")
-    return int.from_bytes(raw[16:20], "big"), int.from_bytes(raw[20:24], "big")
+    width, height = int.from_bytes(raw[16:20], "big"), int.from_bytes(raw[20:24], "big")
+    depth, channels = raw[24], _PNG_CHANNELS.get(raw[25], 0)
+    if depth not in (1, 2, 4, 8, 16) or not channels:
+        raise _cut_off("PNG")
+    at = 33
+    for _ in range(_MAX_CHUNKS):
+        kind = raw[at + 4 : at + 8]
+        at += 12 + int.from_bytes(raw[at : at + 4], "big")
+        if at > len(raw) or not kind:
+            raise _cut_off("PNG")
+        if kind in (b"acTL", b"fcTL", b"fdAT"):
+            raise InputError("a PNG must be one picture, got an animation", "encoding")
+        if kind == b"IEND":
+            row = 1 + (width * depth * channels + 7) // 8
+            return width, height, row * height // _DEFLATE_RATIO
+    raise _cut_off("PNG")
 
 
-def _jpeg_extent(raw: bytes) -> tuple[int, int]:
+def _jpeg_extent(raw: bytes) -> tuple[int, int, int]:
+    """Return width, height, and the fewest bytes that such a JPEG can have."""
     extent = None
     at = 2
     for _ in range(_MAX_SEGMENTS):
@@ -129,7 +153,7 @@ def _jpeg_extent(raw: bytes) -> tuple[int, int]:
         raise InputError(
             f"a JPEG must hold at most {_MAX_SCANS} scans, got more; encode it as baseline", "bomb"
         )
-    return extent
+    return *extent, extent[0] * extent[1] // _JPEG_PIXELS_PER_BYTE
 
 
 def _decode(data: npt.NDArray[np.uint8], width: int, height: int) -> Image:
