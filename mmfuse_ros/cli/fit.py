@@ -21,6 +21,7 @@ from mmfuse_ros.cli.configuration import (
 )
 from mmfuse_ros.config import Config
 from mmfuse_ros.errors import CalibrationError, InputError
+from mmfuse_ros.files import atomic_write
 from mmfuse_ros.samples import SIGNALS, Modality
 
 Features = dict[str, npt.NDArray[np.float32]]
@@ -95,9 +96,9 @@ class _Encoder:
         features = self._encode(path)
         if self._cache:
             stored.parent.mkdir(parents=True, exist_ok=True)
-            partial = stored.with_suffix(f".{os.getpid()}.npz")
-            np.savez(partial, **{k.replace(":", "|"): v for k, v in features.items()})
-            partial.replace(stored)
+            arrays: dict[str, Any] = {k.replace(":", "|"): v for k, v in features.items()}
+            with atomic_write(stored) as draft, draft.open("wb") as file:
+                np.savez(file, **arrays)
         return features
 
     def _stored(self, path: Path) -> Path:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode
 
 from mmfuse_ros.config import Config
+from mmfuse_ros.ros.health import DropWatch, Row, input_row, resident_mb, sync_row, worker_row
 from mmfuse_ros.ros.inputs import Input
 from mmfuse_ros.ros.publishers import status
 from mmfuse_ros.samples import NS_PER_S, Level, Modality, Result
@@ -27,8 +27,6 @@ from mmfuse_ros.worker import Worker
 _LOOK_PERIOD_S = 0.2
 _PUBLISH_PERIOD_S = 1.0
 _RESULTS_KEPT = 300
-_RATE_WARN = 0.2
-_HELD_WARN = 0.5
 
 
 class Latency:
@@ -60,6 +58,7 @@ class Latency:
             "age_p95_s": float(p95),
             "age_p99_s": float(p99),
             "skew_p50_s": float(np.median([row[2] for row in rows])),
+            **{f"stage_{name}_s": seconds for name, seconds in self.timings_s.items()},
         }
 
 
@@ -75,6 +74,7 @@ class Diagnostics:
         )
         self._levels: dict[str, bytes] = {}
         self._published_s = 0.0
+        self._drops = DropWatch()
         self.state = "unconfigured"
         self.fault = ""
         self.info: Mapping[str, Any] = {}
@@ -115,22 +115,26 @@ class Diagnostics:
                 log.warning(f"{s.name}: {s.message}")
 
     def _statuses(self) -> list[DiagnosticStatus]:
-        name = self._node.get_name()
+        name, config = self._node.get_name(), self._config()
         rows = [(f"{name}: node", *self._node_row())]
         if self.synchronizer is not None:
-            now_ns = self._node.get_clock().now().nanoseconds
-            streams = self.synchronizer.status(now_ns)
+            streams = self.synchronizer.status(self._node.get_clock().now().nanoseconds)
             for modality, source in self.inputs.items():
-                rows.append(
-                    (f"{name}: input {modality}", *self._input_row(source, streams[modality]))
-                )
-            rows.append((f"{name}: sync", *self._sync_row()))
+                stream = streams[modality]
+                undecodable = self.latency.failed.get(modality, "")
+                dropping = self._drops.recent(modality, stream.dropped)
+                row = input_row(source, stream, config, undecodable, dropping)
+                rows.append((f"{name}: input {modality}", *row))
+            latency = self.latency.snapshot()
+            rows.append(
+                (f"{name}: sync", *sync_row(latency, self.synchronizer.counters(), config))
+            )
         if self.worker is not None:
-            rows.append((f"{name}: worker", *self._worker_row(self.worker)))
+            rows.append((f"{name}: worker", *worker_row(self.worker, config)))
         return [status(*row) for row in rows]
 
-    def _node_row(self) -> tuple[Level, str, dict[str, Any]]:
-        values = {"state": self.state, "resident_mb": _resident_mb(), **self.memory()}
+    def _node_row(self) -> Row:
+        values = {"state": self.state, "resident_mb": resident_mb(), **self.memory()}
         for key in ("model", "weights", "precision", "device", "backend"):
             if key in self.info:
                 values[key] = self.info[key]
@@ -138,93 +142,3 @@ class Diagnostics:
             return Level.ERROR, self.fault, values
         level = Level.OK if self.state == "active" else Level.WARN
         return level, self.state, values
-
-    def _input_row(self, source: Input, stream: Any) -> tuple[Level, str, dict[str, Any]]:
-        config = self._config()
-        silent_s = (
-            float("inf")
-            if source.last_arrival_s is None
-            else time.monotonic() - source.last_arrival_s
-        )
-        values: dict[str, Any] = {
-            "topic": source.topic,
-            "type": source.type_name,
-            "messages": source.received,
-            "lost_by_transport": source.lost,
-            "rejected": sum(source.rejected.values()),
-            **{f"rejected_{reason}": n for reason, n in source.rejected.items()},
-            "rate_hz": stream.rate_hz,
-            "age_s": stream.age_s,
-            "silent_s": silent_s,
-            "received": stream.received,
-            "used": stream.used,
-            "pending": stream.pending,
-            **{f"dropped_{reason}": n for reason, n in stream.dropped.items()},
-            "held_share": stream.held_share,
-            "last_error": source.last_error,
-        }
-        mismatch = source.mismatch()
-        if mismatch:
-            return Level.ERROR, mismatch, values
-        decode_error = self.latency.failed.get(source.modality)
-        if decode_error:
-            return Level.ERROR, f"cannot be decoded: {decode_error}", values
-        if source.last_arrival_s is None:
-            return Level.STALE, f"no message yet on {source.topic}", values
-        if silent_s > config.watchdog.silence_s:
-            return Level.ERROR, f"silent for {silent_s:.1f} s", values
-        if source.last_error and stream.received == 0:
-            return Level.ERROR, source.last_error, values
-        if time.monotonic() - source.last_error_s < 2.0 * _PUBLISH_PERIOD_S:
-            return Level.WARN, source.last_error, values
-        nominal = _nominal_hz(config, source.modality)
-        if nominal and stream.rate_hz and abs(stream.rate_hz / nominal - 1.0) > _RATE_WARN:
-            text = (
-                f"{stream.rate_hz:.0f} samples/s, expected {nominal:.0f}; "
-                f"set {source.modality}.rate_hz"
-            )
-            return Level.WARN, text, values
-        if stream.held_share > _HELD_WARN:
-            text = f"{stream.held_share:.0%} of the samples repeat the one before"
-            return Level.WARN, text, values
-        return Level.OK, "receiving", values
-
-    def _sync_row(self) -> tuple[Level, str, dict[str, Any]]:
-        config = self._config()
-        values = {**self.latency.snapshot(), **self.synchronizer.counters()}  # type: ignore[union-attr]
-        values.update({f"stage_{k}_s": v for k, v in self.latency.timings_s.items()})
-        age_s = values.get("age_p50_s", 0.0)
-        if age_s > config.watchdog.latency_s:
-            text = (
-                f"embeddings are {age_s:.2f} s old at publication, watchdog.latency_s is "
-                f"{config.watchdog.latency_s:g}"
-            )
-            return Level.WARN, text, values
-        if not values["embeddings_hz"]:
-            return Level.STALE, "no embedding in the last 5 s", values
-        return Level.OK, f"{values['embeddings_hz']:.1f} embeddings/s", values
-
-    def _worker_row(self, worker: Worker) -> tuple[Level, str, dict[str, Any]]:
-        config = self._config()
-        values = {
-            "done": worker.done,
-            "busy_s": worker.busy_s,
-            **{f"dropped_{reason}": n for reason, n in worker.dropped.items()},
-        }
-        if worker.halted:
-            return Level.ERROR, f"halted: {worker.failure}; call ~/reset", values
-        if worker.failure:
-            return Level.ERROR, worker.failure, values
-        if worker.busy_s > config.watchdog.stall_s:
-            text = f"a window has taken {worker.busy_s:.1f} s, watchdog.stall_s is "
-            return Level.ERROR, text + f"{config.watchdog.stall_s:g}", values
-        return Level.OK, "working", values
-
-
-def _nominal_hz(config: Config, modality: Modality) -> float:
-    return 0.0 if modality.is_camera else float(getattr(config, modality.value).rate_hz)
-
-
-def _resident_mb() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 2**20

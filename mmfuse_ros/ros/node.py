@@ -308,7 +308,7 @@ def _spin(node: FusionNode, executor: SingleThreadedExecutor) -> None:
                 node.report(error)
 
 
-def main(args: Sequence[str] | None = None) -> int:
+def main(args: list[str] | None = None) -> int:
     """Run the node until it is told to stop; return the exit code."""
     rclpy.init(args=args)
     node = FusionNode()

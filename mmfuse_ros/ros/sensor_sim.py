@@ -9,7 +9,7 @@ from __future__ import annotations
 import array
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -175,7 +175,7 @@ def _emg_loop(rng: np.random.Generator, channels: int) -> npt.NDArray[np.float32
     return (noise * effort[:, None] * gain).astype(np.float32)
 
 
-def main(args: Sequence[str] | None = None) -> int:
+def main(args: list[str] | None = None) -> int:
     """Run the simulated sensors until told to stop."""
     rclpy.init(args=args)
     node = SensorSim()
