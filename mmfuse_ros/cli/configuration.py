@@ -12,6 +12,8 @@ from mmfuse_ros.config import MODALITIES, Config
 from mmfuse_ros.errors import ConfigError
 from mmfuse_ros.samples import Modality
 
+_QOS = "qos_overrides."
+
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--params-file", type=Path, help="the node's YAML parameter file")
@@ -58,9 +60,28 @@ def read_parameter_file(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file cannot be read, or is no ROS parameter file.
     """
+    flat = _read_flat(path)
+    return {k: v for k, v in flat.items() if not k.startswith((_QOS, "use_sim_time"))}
+
+
+def read_qos_overrides(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the subscriptions' QoS policies that a ROS parameter file sets, by topic.
+
+    Raises:
+        ConfigError: as of read_parameter_file.
+    """
+    policies: dict[str, dict[str, Any]] = {}
+    for name, value in _read_flat(path).items():
+        topic, separator, policy = name.removeprefix(_QOS).partition(".subscription.")
+        if name.startswith(_QOS) and separator:
+            policies.setdefault(topic, {})[policy] = value
+    return policies
+
+
+def _read_flat(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read as a parameter file: {error}") from error
     flat: dict[str, Any] = {}
     for key, section in (tree or {}).items() if isinstance(tree, dict) else ():
@@ -71,7 +92,7 @@ def read_parameter_file(path: Path) -> dict[str, Any]:
             f"{path} must hold `/**: ros__parameters:` or `mmfuse: ros__parameters:`, it does "
             "not; `mmfuse parameters` prints an example"
         )
-    return {k: v for k, v in flat.items() if not k.startswith(("qos_overrides.", "use_sim_time"))}
+    return flat
 
 
 def load_topics(args: argparse.Namespace) -> dict[Modality, str]:

@@ -1,0 +1,1 @@
+"""The checks of `mmfuse doctor`. Each yields findings and leaves the machine as it was."""

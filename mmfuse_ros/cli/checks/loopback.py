@@ -1,0 +1,59 @@
+"""The loop-back probe: large best-effort images between two real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+
+from mmfuse_ros.cli.checks.finding import FAIL, OK, WARN, Finding
+from mmfuse_ros.cli.processes import Processes
+
+COUNT = 60
+_LOST_FAIL = 0.05
+
+
+def loopback(env: Mapping[str, str]) -> Iterator[Finding]:
+    """Send 2 s of 720p at 30 Hz with this environment; take at most about 25 s."""
+    from mmfuse_ros.ros.probe import HEIGHT, MATCH_S, RATE_HZ, WIDTH
+
+    # It measures the transport: it has no enclave, and needs none.
+    env = {**env, "ROS_SECURITY_ENABLE": "false"}
+    topic = f"/mmfuse_doctor_{os.getpid()}/image"
+    with Processes(env) as processes:
+        processes.start("receive", "mmfuse_ros.ros.probe", ["receive", topic, str(COUNT)])
+        processes.start("send", "mmfuse_ros.ros.probe", ["send", topic, str(COUNT)])
+        end = time.monotonic() + 10.0 + MATCH_S + COUNT / RATE_HZ
+        counts: dict[str, int] = {}
+        while len(counts) < 2 and time.monotonic() < end and not processes.died():
+            time.sleep(0.1)
+            counts = {**_counts(processes.log("send")), **_counts(processes.log("receive"))}
+        dead = processes.died()
+        if dead:
+            remedy = "see what it says: the node will meet the same"
+            yield Finding("loop-back", FAIL, f"{dead}: {processes.log(dead, 3)}", remedy)
+            return
+    sent, received = counts.get("sent", 0), counts.get("received", 0)
+    found = f"{received} of {COUNT} images of {WIDTH} x {HEIGHT} at {RATE_HZ:g} Hz arrived"
+    remedy = "set the transport as above (docs/transport.md)"
+    if not sent:
+        found = "two processes on this machine did not find each other"
+        yield Finding("loop-back", FAIL, found, "check discovery, and /dev/shm or the firewall")
+    elif received < COUNT * (1 - _LOST_FAIL):
+        yield Finding("loop-back", FAIL, found, remedy)
+    elif received < COUNT:
+        yield Finding("loop-back", WARN, found, remedy)
+    else:
+        yield Finding("loop-back", OK, found)
+
+
+def _counts(log: str) -> dict[str, int]:
+    """Return the JSON of a log's last line, {} while there is none."""
+    for line in reversed(log.splitlines()):
+        with suppress(ValueError):
+            value = json.loads(line)
+            if isinstance(value, dict):
+                return value
+    return {}
