@@ -6,7 +6,7 @@ import gc
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,10 @@ import torch
 from mmfuse_ros import __version__
 from mmfuse_ros.config import Config
 from mmfuse_ros.errors import ConfigError, InputError
+from mmfuse_ros.model.backends import DTYPES, EncoderBackend, TorchBackend, auto_precision
 from mmfuse_ros.model.checkpoint import encoder_sources, load_checkpoint, read_header
 from mmfuse_ros.model.encoders import seeded, tensor_hash
+from mmfuse_ros.model.openvino_backend import OpenVinoBackend, openvino_installed
 from mmfuse_ros.model.preprocess import (
     normalize_audio,
     normalize_image,
@@ -29,44 +31,7 @@ from mmfuse_ros.samples import Modality, Signal
 
 _LOG = logging.getLogger(__name__)
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MIN_COSINE = 0.999  # to fp32, on the probe; bf16 reaches 0.9999 on real recordings
-
-
-class EncoderBackend(Protocol):
-    """What runs the two large encoders: normalised tensors in, vectors out."""
-
-    name: str
-
-    def vision(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encode (N, 3, S, S) float32 -> (N, D) float32, both on the engine's device."""
-
-    def audio(self, values: torch.Tensor) -> torch.Tensor:
-        """Encode (B, T) float32 -> (B, D) float32, both on the engine's device."""
-
-    def close(self) -> None:
-        """Free what the backend holds."""
-
-
-class TorchBackend:
-    """The encoders of a system as they are, in one precision; casts them in place."""
-
-    name = "torch"
-
-    def __init__(self, system: RoboticFeedbackSystem, precision: str) -> None:
-        self._vision, self._audio = system.vision, system.audio
-        for encoder in (self._vision, self._audio):
-            _fold_weight_norm(encoder)
-            encoder.to(_DTYPES[precision])
-
-    def vision(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self._vision.encode(pixels).float()
-
-    def audio(self, values: torch.Tensor) -> torch.Tensor:
-        return self._audio.encode(values).float()
-
-    def close(self) -> None:
-        del self._vision, self._audio
 
 
 class Engine:
@@ -75,10 +40,12 @@ class Engine:
     Args:
         system: taken over: its encoders are put into eval mode, moved and cast in place.
         device: as of RoboticFeedbackSystem; None leaves the system where it is.
-        precision: of the two large encoders; "auto" takes bf16 where the device computes in it.
-            Sensor encoders and fusion are fp32.
-        backend: "auto" or "torch".
-        threads: CPU threads of torch in this process; 0 leaves them as they are.
+        precision: of the two large encoders; "auto" takes bf16 where the device computes faster
+            in it. Sensor encoders and fusion are fp32.
+        backend: "auto", "torch" or "openvino"; auto takes OpenVINO on a CPU where it is
+            installed, and `info` says which one it became.
+        threads: CPU threads of the model in this process; 0 leaves them as they are.
+        audio_s: length of the windows to come, which OpenVINO compiles for.
 
     Raises:
         ConfigError: a device, precision or backend that is not there, or a precision whose
@@ -93,14 +60,13 @@ class Engine:
         precision: str = "auto",
         backend: str = "auto",
         threads: int = 0,
+        audio_s: float = 3.0,
     ) -> None:
-        if backend not in ("auto", "torch"):
+        if backend not in ("auto", "torch", "openvino"):
+            raise ConfigError(f"model.backend must be auto, torch or openvino, got {backend!r}")
+        if precision not in ("auto", *DTYPES):
             raise ConfigError(
-                f"model.backend must be auto or torch in this build, got {backend!r}"
-            )
-        if precision not in ("auto", *_DTYPES):
-            raise ConfigError(
-                f"model.precision must be auto, {', '.join(_DTYPES)}, got {precision!r}"
+                f"model.precision must be auto, {', '.join(DTYPES)}, got {precision!r}"
             )
         if threads:
             torch.set_num_threads(threads)
@@ -108,9 +74,15 @@ class Engine:
         if device is not None:
             self._system.to(resolve_device(device))
         self._device = self._system.device
-        chosen = _auto_precision(self._device) if precision == "auto" else precision
+        if backend == "openvino" and self._device.type != "cpu":
+            raise ConfigError(
+                f"model.backend 'openvino' must run on the cpu, got {self._device}; set "
+                "model.device to cpu, or model.backend to torch"
+            )
+        self._precision = auto_precision(self._device) if precision == "auto" else precision
+        self._audio_s = audio_s
         identity = _identity(system)  # before the cast: the hash is of the weights as loaded
-        self._backend = self._checked_backend(chosen, asked=precision != "auto")
+        self._backend = self._chosen_backend(backend, threads, asked=precision != "auto")
         self.info: dict[str, Any] = {
             "model": f"mmfuse_ros {__version__}",
             "preset": system.preset,
@@ -276,37 +248,58 @@ class Engine:
     def _dim(self, name: str) -> int:
         return self._system.fusion.dims["vision" if name in CAMERAS else name]
 
-    def _checked_backend(self, precision: str, *, asked: bool) -> EncoderBackend:
-        """Return the backend in this precision, compared with fp32 on the probe."""
-        self._precision = precision
+    def _chosen_backend(self, backend: str, threads: int, *, asked: bool) -> EncoderBackend:
+        """Return the backend, its vectors compared with those of torch in fp32 on the probe."""
         reference = TorchBackend(self._system, "fp32")
-        if precision == "fp32":
+        openvino = backend == "openvino" or (
+            backend == "auto" and self._device.type == "cpu" and openvino_installed()
+        )
+        if self._precision == "fp32" and not openvino:
             return reference
         expected = self._probe(reference)
-        backend = TorchBackend(self._system, precision)
+        if openvino:
+            try:
+                found = OpenVinoBackend(self._system, self._precision, threads)
+                self._compare(found, expected, asked=asked)
+                return found
+            except Exception as error:
+                if backend == "openvino":
+                    raise
+                # What OpenVINO cannot convert, torch still runs; `info` says which it is.
+                _LOG.warning("model.backend is torch, since OpenVINO failed: %s", error)
+        if self._precision == "fp32":
+            return reference
+        cast = TorchBackend(self._system, self._precision)
+        self._compare(cast, expected, asked=asked)
+        return cast
+
+    def _compare(
+        self, backend: EncoderBackend, expected: Mapping[str, torch.Tensor], *, asked: bool
+    ) -> None:
+        """Refuse a backend whose vectors on the probe stray from fp32."""
         got = self._probe(backend)
         cosine = {n: torch.cosine_similarity(expected[n], got[n]).min().item() for n in expected}
-        _LOG.info("cosine of %s to fp32 on the probe: %s", precision, cosine)
+        _LOG.info("cosine of %s %s to fp32: %s", backend.name, self._precision, cosine)
         bad = {n: c for n, c in cosine.items() if not c >= MIN_COSINE}
         if bad:
             raise ConfigError(
-                f"model.precision {precision!r}{'' if asked else ' (chosen by auto)'} must keep "
-                f"a cosine of {MIN_COSINE} to fp32 on the probe, got "
+                f"model.precision {self._precision!r}{'' if asked else ' (chosen by auto)'} must "
+                f"keep a cosine of {MIN_COSINE} to fp32 on the probe, got "
                 + ", ".join(f"{c:.5f} for {n}" for n, c in bad.items())
-                + "; set model.precision to fp32"
+                + f" in {backend.name}; set model.precision to fp32"
             )
-        return backend
 
     @torch.inference_mode()
     def _probe(self, backend: EncoderBackend) -> dict[str, torch.Tensor]:
-        """Encode a fixed picture and a fixed sound, of soft noise and of tones."""
+        """Encode two fixed pictures and a fixed sound, of soft noise and of tones."""
         side = self._system.vision.spec.crop
         rate_hz = self._system.audio.spec.rate_hz
+        samples = max(round(self._audio_s * rate_hz), self._system.audio.min_samples)
         with seeded(0, "probe"):
-            coarse = torch.rand(1, 3, 14, 14)
-            noise = torch.randn(1, rate_hz) * 0.05
+            coarse = torch.rand(2, 3, 14, 14)
+            noise = torch.randn(1, samples) * 0.05
         picture = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bilinear")
-        time_s = torch.arange(rate_hz) / rate_hz
+        time_s = torch.arange(samples) / rate_hz
         tones = sum(torch.sin(2 * torch.pi * f * time_s) for f in (110.0, 440.0, 1760.0))
         wave = noise + 0.1 * tones
         pixels = normalize_image(picture.to(self._device), self._system.vision.spec)
@@ -346,6 +339,7 @@ def build_engine(config: Config) -> Engine:
         precision=model.precision,
         backend=model.backend,
         threads=model.threads,
+        audio_s=config.audio.window_s,
     )
 
 
@@ -365,36 +359,7 @@ def _identity(system: RoboticFeedbackSystem) -> dict[str, Any]:
     }
 
 
-def _auto_precision(device: torch.device) -> str:
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if _cpu_has_bf16() else "fp32"
-
-
-def _cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bf16 itself (AVX512-BF16, AMX, Arm BF16); emulation is slower."""
-    for query in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        if getattr(torch.cpu, query, bool)():
-            return True
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            words = set(file.read().split())
-    except OSError:
-        return False
-    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
-
-
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return str(device)
-
-
-def _fold_weight_norm(module: torch.nn.Module) -> None:
-    """Multiply weight normalisation out: exact in inference, and once instead of at each run."""
-    from torch.nn.utils import parametrize
-
-    for part in module.modules():
-        if parametrize.is_parametrized(part):
-            for name in list(part.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(part, name, leave_parametrized=True)
