@@ -35,7 +35,8 @@ setup(
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
         (f"share/{NAME}/launch", glob("launch/*.launch.py")),
-        (f"share/{NAME}/config", glob("config/*")),
+        (f"share/{NAME}/config", glob("config/*.yaml")),
+        (f"share/{NAME}/config/sros2", glob("config/sros2/*")),
     ],
     python_requires=">=3.10",
     install_requires=[
