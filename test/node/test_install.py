@@ -11,6 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+from harness import RELIABLE, Robot
+from sensor_msgs.msg import Image
+
+from mmfuse_ros.samples import Modality
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("package.xml", "setup.py", "setup.cfg", "resource", "launch", "config", "mmfuse_ros")
@@ -85,8 +89,6 @@ def test_launch_file(prefix, environment, domain, parameters, tmp_path):
     """Bring the node to active with remaps and a YAML, and end it within 3 s of Ctrl-C."""
     pytest.importorskip("launch", reason="launch is not on PyPI; this runs where ROS has it")
     pytest.importorskip("launch_ros", reason="launch_ros is not on PyPI")
-    from harness import Robot
-
     lines = "\n".join(f"    {name}: {value!r}" for name, value in parameters.items())
     params_file = tmp_path / "params.yaml"
     params_file.write_text(f"/**:\n  ros__parameters:\n{lines}\n    sync.tolerance_s: 0.07\n")
@@ -112,17 +114,11 @@ def test_launch_file(prefix, environment, domain, parameters, tmp_path):
     )
     robot = Robot(namespace="arm")
     try:
-        from harness import RELIABLE
-        from sensor_msgs.msg import Image
-
-        from mmfuse_ros.samples import Modality
-
         front = robot.node.create_publisher(Image, "front/image", RELIABLE)
         robot.out[Modality.CAMERA_1] = front
         assert robot.run(60, until=lambda: robot.mask() == set(Modality)), _text(log)
         begun = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        # Ctrl-C in a terminal reaches the whole group.
+        os.killpg(process.pid, signal.SIGINT)  # Ctrl-C in a terminal reaches the whole group
         assert process.wait(10) == 0, _text(log)
         assert time.monotonic() - begun < 3.0
         assert "process has finished cleanly" in _text(log)
