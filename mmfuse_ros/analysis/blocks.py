@@ -117,11 +117,10 @@ class Tail(Block):
         """Add rows, all columns of one length."""
         start, stop = len(self), len(self) + len(rows)
         if stop > self.capacity:
-            more = max(stop, 2 * self.capacity, _FIRST_CAPACITY) - start
-            self._room = [
-                np.concatenate([old[:start], np.empty((more, *old.shape[1:]), old.dtype)])
-                for old in self._room
-            ]
+            capacity = max(stop, 2 * self.capacity, _FIRST_CAPACITY)
+            for i, old in enumerate(self._room):
+                self._room[i] = np.empty((capacity, *old.shape[1:]), old.dtype)
+                self._room[i][:start] = old[:start]
         for room, new in zip(self._room, (rows, ids, True), strict=True):
             room[start:stop] = new
         self.vectors, self.ids, self.alive = (room[:stop] for room in self._room)
@@ -131,14 +130,17 @@ class Tail(Block):
 
 
 def join(blocks: Sequence[Block]) -> Columns:
-    """Return the rows of blocks that are not deleted, in order, in memory."""
+    """Return the rows of blocks that are not deleted, in order; one whole block is not copied."""
+    if len(blocks) == 1 and blocks[0].live == len(blocks[0]):
+        whole = blocks[0]
+        return Columns(whole.vectors, whole.ids, whole.labels, whole.stamps_ns, whole.metadata)
 
     def values(column: str) -> list[Any]:
         kept: list[Any] = []
         for block in blocks:
             items = getattr(block, column)
             plain = items.to_pylist() if hasattr(items, "to_pylist") else items
-            kept.extend(np.array(plain, dtype=object)[block.alive])
+            kept.extend(item for item, alive in zip(plain, block.alive, strict=True) if alive)
         return kept
 
     return Columns(

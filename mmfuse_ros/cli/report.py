@@ -118,7 +118,7 @@ def _details(engine: Engine, config: Config, path: Path, skipped: int) -> dict[s
     details = {
         "recording": str(path),
         "model": f"{info['preset']}, {info['fusion']}, {info['precision']} on {info['device']}",
-        "weights": str(info["weights"]),
+        "weights": str(info["weights"])[:12],  # "random", or enough of the hash
         "calibration": config.anomaly.calibration or "none",
     }
     if skipped:
