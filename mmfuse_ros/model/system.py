@@ -390,7 +390,7 @@ def _sources(
     config: SystemConfig, weights: str | Path | None, chosen: Mapping[str, Source | None]
 ) -> dict[str, Any]:
     """Return where each encoder comes from: what was chosen for it, or what `weights` says."""
-    if weights is None:
+    if weights is None and not all(chosen.values()):
         weights = os.environ.get(WEIGHTS_VARIABLE)
         if weights:
             _LOG.warning("weights are %s, from %s", weights, WEIGHTS_VARIABLE)
@@ -399,7 +399,7 @@ def _sources(
     for name in ENCODERS:
         preset = getattr(config, name)
         source = chosen[name]
-        if source is not None and not (isinstance(source, str) and source == ""):
+        if source:
             sources[name] = source
         elif weights == "pretrained":
             sources[name] = preset.model_name
