@@ -190,7 +190,9 @@ def test_text_is_no_number():
 
 @settings(max_examples=80, deadline=None)
 @given(
-    values=st.lists(st.floats(allow_nan=False, allow_infinity=False, width=32), min_size=1, max_size=60),
+    values=st.lists(
+        st.floats(allow_nan=False, allow_infinity=False, width=32), min_size=1, max_size=60
+    ),
     channels=st.integers(1, 8),
     several=st.booleans(),
 )

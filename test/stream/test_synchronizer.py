@@ -276,3 +276,21 @@ def test_memory_is_bounded_when_nothing_triggers():
     status = sync.status(0)[PRESSURE]
     assert status.pending == 5001
     assert status.dropped == {"unused": 20_000 - 5001}
+
+
+def test_a_chunk_longer_than_the_buffer_is_not_ahead_of_it():
+    sync = make(without=(CAM2, PRESSURE, EMG), **{"buffer.age_s": 3.0})
+    for k in range(3):
+        sync.offer(AUDIO, chunk(T0 + k * 4 * S, 4000), 0)
+    assert sync.epoch == 0
+    assert sync.status(0)[AUDIO].pending == 3001
+
+
+def test_a_trigger_that_lags_sees_no_more_than_the_buffer_keeps():
+    sync = make(without=(CAM2, PRESSURE, EMG))  # buffer.age_s 5, audio.window_s 3
+    sync.offer(AUDIO, chunk(T0 - 8 * S, 8001), 0)
+    sync.offer(CAM1, frame(T0 - 3 * S), 0)
+    sync.offer(CAM1, frame(T0 - 1900 * MS), 0)
+    first, second = sync.take(0)
+    assert first.missing == {AUDIO: "filling"}
+    assert second.present == (CAM1, AUDIO)
