@@ -9,6 +9,11 @@ _EXPORTS = {
     "RoboticFeedbackSystem": "mmfuse_ros.model.system",
     "get_config": "mmfuse_ros.model.presets",
     "Engine": "mmfuse_ros.model.runtime",
+    "build_engine": "mmfuse_ros.model.runtime",
+    "load_checkpoint": "mmfuse_ros.model.checkpoint",
+    "open_checkpoint": "mmfuse_ros.model.checkpoint",
+    "save_checkpoint": "mmfuse_ros.model.checkpoint",
+    "train_classifier": "mmfuse_ros.model.training",
     "log_mel_statistics": "mmfuse_ros.model.statistics",
     "sensor_statistics": "mmfuse_ros.model.statistics",
 }

@@ -125,6 +125,8 @@ def load_checkpoint(system: RoboticFeedbackSystem, path: str | Path) -> None:
         raise CheckpointError(
             f"checkpoint {str(path)!r} must fit the system; it differs in {len(wrong)} points:\n"
             + "\n".join(f"  {line}" for line in wrong)
+            + "\nset model.* (the constructor's arguments) to what it was saved with, or let "
+            "open_checkpoint build the system"
         )
     with torch.no_grad():
         for name, tensor in tensors.items():
