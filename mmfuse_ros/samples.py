@@ -58,11 +58,13 @@ class Frame:
         stamp_ns: time of exposure.
         frame_id: the camera's coordinate frame.
         decode: returns the picture, (H, W, 3) uint8 RGB; raises InputError.
+        nbytes: memory that the undecoded image holds.
     """
 
     stamp_ns: int
     frame_id: str
     decode: Callable[[], npt.NDArray[np.uint8]]
+    nbytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import deque
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +12,18 @@ from mmfuse_ros.samples import NS_PER_S, Frame
 
 _FIRST_CAPACITY = 1024
 
+# Memory of one camera's undecoded frames; two are kept whatever their size.
+MAX_FRAME_BYTES = 512 * 2**20
+
+# Stamps that are remembered to measure a camera's rate: a second at 240 Hz.
+_RECENT_STAMPS = 256
+
 
 class FrameBuffer:
     """The newest frames of one camera, in order of their stamps.
 
     Args:
-        max_frames: more than these are not kept.
+        max_frames: more than these are not kept, nor more than MAX_FRAME_BYTES.
     """
 
     def __init__(self, max_frames: int) -> None:
@@ -24,6 +31,8 @@ class FrameBuffer:
         self._stamps: list[int] = []
         self._frames: list[Frame] = []
         self._used: list[bool] = []
+        self._nbytes = 0
+        self._recent: deque[int] = deque(maxlen=_RECENT_STAMPS)
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -38,7 +47,12 @@ class FrameBuffer:
         self._stamps.append(frame.stamp_ns)
         self._frames.append(frame)
         self._used.append(False)
-        return self._drop_oldest(len(self._frames) - self._max_frames)
+        self._recent.append(frame.stamp_ns)
+        self._nbytes += frame.nbytes
+        unused = self._drop_oldest(len(self._frames) - self._max_frames)
+        while self._nbytes > MAX_FRAME_BYTES and len(self._frames) > 2:
+            unused += self._drop_oldest(1)
+        return unused
 
     def evict(self, before_ns: int) -> int:
         """Forget frames older than `before_ns`; return how many of them were unused."""
@@ -46,6 +60,7 @@ class FrameBuffer:
 
     def clear(self) -> int:
         """Forget everything; return how many frames were unused."""
+        self._recent.clear()
         return self._drop_oldest(len(self._frames))
 
     def nearest(self, stamp_ns: int, floor_ns: int) -> int | None:
@@ -73,17 +88,17 @@ class FrameBuffer:
 
     def rate_hz(self) -> float:
         """Return frames per second over about the last second, by their stamps."""
-        if len(self._stamps) < 2:
+        stamps = list(self._recent)
+        if len(stamps) < 2:
             return 0.0
-        first = bisect_left(self._stamps, self._stamps[-1] - NS_PER_S)
-        first = min(first, len(self._stamps) - 2)
-        span_ns = self._stamps[-1] - self._stamps[first]
-        return (len(self._stamps) - 1 - first) * NS_PER_S / span_ns
+        first = min(bisect_left(stamps, stamps[-1] - NS_PER_S), len(stamps) - 2)
+        return (len(stamps) - 1 - first) * NS_PER_S / (stamps[-1] - stamps[first])
 
     def _drop_oldest(self, count: int) -> int:
         if count <= 0:
             return 0
         unused = self._used[:count].count(False)
+        self._nbytes -= sum(frame.nbytes for frame in self._frames[:count])
         del self._stamps[:count], self._frames[:count], self._used[:count]
         return unused
 

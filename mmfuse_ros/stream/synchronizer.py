@@ -107,11 +107,12 @@ class Synchronizer:
         if not self._references:
             return []
         windows = []
+        waiting = len(self._references)
         while self._references and self._settled(self._references[0], now_ns):
             window = self._cut(self._references.popleft())
             if window is not None:
                 windows.append(window)
-        if windows:
+        if len(self._references) < waiting:
             self._evict()
         return windows
 
@@ -322,8 +323,16 @@ class Synchronizer:
 
     def _evict(self) -> None:
         horizon_ns = self._horizon_ns()
+        # Images are large: those that no window, waiting or to come, can reach go at once.
+        if self._references:
+            next_ns = self._references[0].stamp_ns
+        elif self._tick_ns:
+            next_ns = self._next_tick_ns
+        else:
+            next_ns = self._streams[self._trigger].newest_ns
+        reach_ns = max(horizon_ns, next_ns - self._tolerance_ns)
         for stream in self._streams.values():
-            stream.evict(horizon_ns)
+            stream.evict(reach_ns if stream.is_camera else horizon_ns)
 
 
 def _ns(seconds: float) -> int:

@@ -63,7 +63,8 @@ class CompressedImageAdapter:
         data = as_array(message.data, np.uint8)
         width, height = image_extent(data)
         decode = partial(_decode, data, width, height)
-        return Frame(self._stamp(message, arrival_ns), str(message.header.frame_id), decode)
+        stamp_ns = self._stamp(message, arrival_ns)
+        return Frame(stamp_ns, str(message.header.frame_id), decode, data.nbytes)
 
 
 def image_extent(data: npt.NDArray[np.uint8]) -> tuple[int, int]:

@@ -112,7 +112,8 @@ class ImageAdapter:
                 "install cv_bridge for others",
                 "encoding",
             )
-        return Frame(self._stamp(message, arrival_ns), str(message.header.frame_id), decode)
+        stamp_ns = self._stamp(message, arrival_ns)
+        return Frame(stamp_ns, str(message.header.frame_id), decode, len(message.data))
 
 
 def frame_stamp(config: CameraConfig) -> Callable[[Any, int], int]:
