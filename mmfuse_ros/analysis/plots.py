@@ -246,5 +246,5 @@ def _spread(count: int, most: int) -> npt.NDArray[np.int64]:
 
 def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", dpi=150, metadata={"Date": None, "Creator": None})
+    figure.savefig(buffer, format="svg", dpi=150, metadata={"Date": None})
     return buffer.getvalue()
