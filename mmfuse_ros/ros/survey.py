@@ -12,7 +12,13 @@ from rclpy import qos as rclpy_qos
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import (
+    DurabilityPolicy,
+    HistoryPolicy,
+    LivelinessPolicy,
+    QoSProfile,
+    ReliabilityPolicy,
+)
 
 from mmfuse_ros.config import Config
 from mmfuse_ros.errors import ConfigError, InputError
@@ -222,7 +228,12 @@ class _Listener:
 def _requested(overrides: Mapping[str, Any]) -> QoSProfile:
     """Return the node's subscription QoS, with a parameter file's overrides."""
     qos = QoSProfile(
-        history=HistoryPolicy.KEEP_LAST, depth=100, reliability=ReliabilityPolicy.BEST_EFFORT
+        history=HistoryPolicy.KEEP_LAST,
+        depth=100,
+        reliability=ReliabilityPolicy.BEST_EFFORT,
+        durability=DurabilityPolicy.VOLATILE,
+        # Left to the middleware it would compare as unknown.
+        liveliness=LivelinessPolicy.AUTOMATIC,
     )
     if "reliability" in overrides:
         qos.reliability = ReliabilityPolicy[str(overrides["reliability"]).upper()]

@@ -72,8 +72,8 @@ def _publishers(
         yield Finding(
             name, FAIL, text, f"set qos_overrides.{stream.topic}.subscription to what is offered"
         )
-    for text in stream.doubtful:
-        yield Finding(name, WARN, text, "the middleware does not say; see whether data arrives")
+    for text in stream.doubtful if not stream.messages else ():
+        yield Finding(name, WARN, text, "the middleware does not say whether they fit")
     if len(wrong) == len(stream.publishers) or stream.refused:
         return
     nodes = ", ".join(sorted({node for node, _ in stream.publishers}))

@@ -136,9 +136,9 @@ def _whole(name: str, file: Path) -> Finding:
     from safetensors import SafetensorError, safe_open
 
     try:
+        digest = sha256(file)  # first: it refuses a pipe, on which safe_open would wait
         with safe_open(file, "np") as content:  # checks the header against the file's size
             count = len(content.keys())
-        digest = sha256(file)
     except (SafetensorError, OSError) as error:
         return Finding(name, FAIL, f"{file.name} is damaged: {error}", "fetch it again")
     found = f"{file.name}: {count} tensors, {file.stat().st_size >> 20} MiB, sha256 {digest}"
