@@ -21,8 +21,9 @@ from safetensors.torch import save_file
 
 from mmfuse_ros import __version__
 from mmfuse_ros.errors import CheckpointError
-from mmfuse_ros.model.encoders import make_config, tensor_hash
+from mmfuse_ros.model.encoders import tensor_hash
 from mmfuse_ros.model.fusion import MODALITIES
+from mmfuse_ros.model.loading import make_config
 from mmfuse_ros.model.preprocess import AudioSpec, ImageSpec
 from mmfuse_ros.model.presets import ENCODERS
 from mmfuse_ros.model.system import RoboticFeedbackSystem

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,27 +11,17 @@ import torch
 from torch import nn
 
 from mmfuse_ros.errors import ConfigError, InputError
-from mmfuse_ros.model.encoders import (
-    AudioEncoder,
-    SensorEncoder,
-    VisionEncoder,
-    load_audio,
-    load_vision,
-    make_config,
-    seeded,
-)
+from mmfuse_ros.model.encoders import AudioEncoder, SensorEncoder, VisionEncoder, seeded
 from mmfuse_ros.model.fusion import MODALITIES, make_fusion
 from mmfuse_ros.model.inputs import InputChecks
+from mmfuse_ros.model.loading import choose_sources, load_audio, load_vision
 from mmfuse_ros.model.preprocess import AudioSpec, ImageSpec, resize_and_crop
 from mmfuse_ros.model.presets import ENCODERS, SystemConfig, check_fusion, get_config
 
 if TYPE_CHECKING:
-    from mmfuse_ros.model.encoders import Source
-
-_LOG = logging.getLogger(__name__)
+    from mmfuse_ros.model.loading import Source
 
 CAMERAS = ("camera_1", "camera_2")
-WEIGHTS_VARIABLE = "MMFUSE_WEIGHTS"
 
 
 class ModalityEmbeddings(dict[str, torch.Tensor]):
@@ -110,7 +98,7 @@ class RoboticFeedbackSystem(nn.Module):
             method,
             dim,
         )
-        sources = _sources(config, weights, {"vision": vision, "audio": audio})
+        sources = choose_sources(config, weights, {"vision": vision, "audio": audio})
         self.vision: VisionEncoder = load_vision(
             sources["vision"],
             ImageSpec(
@@ -384,32 +372,3 @@ def _check_sizes(dim: int, method: str, heads: int) -> None:
         raise ConfigError(
             f"fusion_dim must be a multiple of the {heads} attention heads, got {dim}"
         )
-
-
-def _sources(
-    config: SystemConfig, weights: str | Path | None, chosen: Mapping[str, Source | None]
-) -> dict[str, Any]:
-    """Return where each encoder comes from: what was chosen for it, or what `weights` says."""
-    if weights is None and not all(chosen.values()):
-        weights = os.environ.get(WEIGHTS_VARIABLE)
-        if weights:
-            _LOG.warning("weights are %s, from %s", weights, WEIGHTS_VARIABLE)
-    weights = weights or "pretrained"
-    sources: dict[str, Any] = {}
-    for name in ENCODERS:
-        preset = getattr(config, name)
-        source = chosen[name]
-        if source:
-            sources[name] = source
-        elif weights == "pretrained":
-            sources[name] = preset.model_name
-        elif weights == "random":
-            sources[name] = make_config(preset.architecture)
-        elif Path(weights).expanduser().is_dir():
-            sources[name] = Path(weights).expanduser() / name
-        else:
-            raise ConfigError(
-                "weights must be 'pretrained', 'random' or a directory with `vision` and `audio` "
-                f"in it, got {str(weights)!r}; correct it, or {WEIGHTS_VARIABLE} where it is set"
-            )
-    return sources

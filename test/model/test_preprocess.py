@@ -6,7 +6,7 @@ import torch
 from transformers import Wav2Vec2FeatureExtractor
 
 from mmfuse_ros.errors import InputError
-from mmfuse_ros.model.encoders import load_vision, make_config
+from mmfuse_ros.model.loading import load_vision, make_config
 from mmfuse_ros.model.preprocess import (
     AudioSpec,
     ImageSpec,

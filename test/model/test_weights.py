@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
 from mmfuse_ros.errors import CheckpointError
-from mmfuse_ros.model.encoders import load_audio, load_vision, make_config, tensor_hash
+from mmfuse_ros.model.encoders import tensor_hash
+from mmfuse_ros.model.loading import load_audio, load_vision, make_config
 from mmfuse_ros.model.preprocess import AudioSpec, ImageSpec
 from mmfuse_ros.model.presets import get_config
 from mmfuse_ros.model.system import RoboticFeedbackSystem

@@ -1,0 +1,249 @@
+"""Where the encoders' weights come from. The only file that imports `transformers`.
+
+Nothing falls back: what is missing, damaged or incomplete is one error that says so.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from torch import nn
+
+from mmfuse_ros.errors import CheckpointError, ConfigError
+from mmfuse_ros.model.encoders import AudioEncoder, VisionEncoder, seeded
+from mmfuse_ros.model.preprocess import AudioSpec, ImageSpec
+from mmfuse_ros.model.presets import ENCODERS, SystemConfig
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    Source: TypeAlias = str | Path | PretrainedConfig | PreTrainedModel
+
+_LOG = logging.getLogger(__name__)
+
+WEIGHTS_VARIABLE = "MMFUSE_WEIGHTS"
+
+_VISION_TYPES = ("clip", "clip_vision_model")
+_AUDIO_TYPES = ("wav2vec2", "hubert", "wavlm", "unispeech-sat", "data2vec-audio")
+# Never used outside of masked pre-training, and left out of some checkpoints.
+_OPTIONAL_KEYS = ("masked_spec_embed",)
+
+
+def choose_sources(
+    config: SystemConfig, weights: str | Path | None, chosen: Mapping[str, Source | None]
+) -> dict[str, Any]:
+    """Return where each encoder comes from: what was chosen for it, or what `weights` says."""
+    if weights is None and not all(chosen.values()):
+        weights = os.environ.get(WEIGHTS_VARIABLE)
+        if weights:
+            _LOG.warning("weights are %s, from %s", weights, WEIGHTS_VARIABLE)
+    weights = weights or "pretrained"
+    sources: dict[str, Any] = {}
+    for name in ENCODERS:
+        preset = getattr(config, name)
+        source = chosen[name]
+        if source:
+            sources[name] = source
+        elif weights == "pretrained":
+            sources[name] = preset.model_name
+        elif weights == "random":
+            sources[name] = make_config(preset.architecture)
+        elif Path(weights).expanduser().is_dir():
+            sources[name] = Path(weights).expanduser() / name
+        else:
+            raise ConfigError(
+                "weights must be 'pretrained', 'random' or a directory with `vision` and `audio` "
+                f"in it, got {str(weights)!r}; correct it, or {WEIGHTS_VARIABLE} where it is set"
+            )
+    return sources
+
+
+def load_vision(
+    source: Source, spec: ImageSpec, *, allow_download: bool = False, seed: int = 0
+) -> VisionEncoder:
+    """Return the image encoder of a hub id, a directory, a configuration or a ready model.
+
+    Args:
+        source: a configuration is built with random weights of `seed`.
+        spec: preprocessing of configurations and ready models; loaded weights bring their own.
+
+    Raises:
+        CheckpointError: the weights are missing, unreadable, incomplete or of another kind.
+    """
+    from transformers import CLIPVisionModelWithProjection
+
+    if isinstance(source, (str, Path)):
+        model = _from_pretrained(
+            CLIPVisionModelWithProjection, source, "vision", _VISION_TYPES, allow_download
+        )
+        processor = _processor(source, "image_processor", allow_download)
+        name, random = _public_name(source, model), False
+    else:
+        model, random = _ready(CLIPVisionModelWithProjection, source, "vision", seed)
+        processor, name = None, model.config.model_type
+    if processor is not None:
+        spec = ImageSpec.from_processor(processor, str(source))
+    else:
+        side = model.config.image_size
+        spec = ImageSpec(side, side, spec.mean, spec.std)
+    return VisionEncoder(model, spec, name, random)
+
+
+def load_audio(
+    source: Source, spec: AudioSpec, *, allow_download: bool = False, seed: int = 0
+) -> AudioEncoder:
+    """Return the audio encoder; arguments and errors as of load_vision."""
+    from transformers import AutoModel
+
+    if isinstance(source, (str, Path)):
+        model = _from_pretrained(AutoModel, source, "audio", _AUDIO_TYPES, allow_download)
+        processor = _processor(source, "feature_extractor", allow_download)
+        if processor is not None:
+            spec = AudioSpec.from_processor(processor, str(source))
+        return AudioEncoder(model, spec, _public_name(source, model), random=False)
+    model, random = _ready(AutoModel, source, "audio", seed)
+    return AudioEncoder(model, spec, model.config.model_type, random)
+
+
+def make_config(architecture: dict[str, Any]) -> PretrainedConfig:
+    """Return the `transformers` configuration of a preset's architecture."""
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(**architecture)
+
+
+def _ready(factory: Any, source: Any, kind: str, seed: int) -> tuple[PreTrainedModel, bool]:
+    if isinstance(source, nn.Module):
+        return source.eval(), False  # type: ignore[return-value]
+    with seeded(seed, kind):
+        model = factory.from_config(source) if hasattr(factory, "from_config") else factory(source)
+    return model.float().eval(), True
+
+
+def _from_pretrained(
+    factory: Any, source: str | Path, kind: str, types: tuple[str, ...], allow_download: bool
+) -> PreTrainedModel:
+    from transformers import AutoConfig
+
+    where = str(source)
+    if _is_path(where) and not Path(where).expanduser().is_dir():
+        raise CheckpointError(
+            f"{kind} weights must be a directory of `transformers` or a hub id, got {where!r}, "
+            "which does not exist; correct the path"
+        )
+    if _is_path(where) and not (Path(where).expanduser() / "config.json").is_file():
+        raise CheckpointError(
+            f"{kind} weights directory {where!r} must hold config.json and model.safetensors, as "
+            "`save_pretrained` writes them; there is no config.json"
+        )
+    where = str(Path(where).expanduser()) if _is_path(where) else where
+    options = {"local_files_only": not allow_download}
+    try:
+        with _quiet():
+            model_type = AutoConfig.from_pretrained(where, **options).model_type
+            if model_type not in types:
+                raise CheckpointError(
+                    f"{kind} weights must be of type {', '.join(types)}, "
+                    f"got {model_type!r} in {where!r}; choose other weights"
+                )
+            model, report = factory.from_pretrained(where, output_loading_info=True, **options)
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(_missing(where, kind, allow_download, error)) from error
+    except Exception as error:  # boundary: whatever a damaged file makes the loaders raise
+        raise CheckpointError(
+            f"{kind} weights in {where!r} must be readable by `transformers`, "
+            f"got {type(error).__name__}: {error}; fetch them again"
+        ) from error
+    missing = [k for k in report["missing_keys"] if not k.endswith(_OPTIONAL_KEYS)]
+    mismatched = [str(k) for k in report["mismatched_keys"]]
+    if missing or mismatched:
+        # `transformers` fills these with random numbers and goes on.
+        raise CheckpointError(
+            f"{kind} weights in {where!r} must hold every tensor of the model, missing "
+            f"{len(missing)} ({', '.join(sorted(missing)[:5])}), of another shape "
+            f"{len(mismatched)} ({', '.join(sorted(mismatched)[:5])}); fetch them again"
+        )
+    return model.float().eval()
+
+
+def _missing(where: str, kind: str, allow_download: bool, error: OSError) -> str:
+    if Path(where).is_dir():
+        return (
+            f"{kind} weights directory {where!r} must hold config.json and model.safetensors as "
+            f"`save_pretrained` writes them: {error}"
+        )
+    looked = "the hub and the local cache" if allow_download else "the local cache (offline)"
+    remedies = [
+        f"give a local directory (model.{kind} in the node, {kind}= in Python)",
+        "choose weights 'random' to run untrained",
+    ]
+    if not allow_download:
+        remedies.insert(0, "allow the download (model.allow_download, allow_download=True)")
+    return (
+        f"{kind} weights {where!r} must be in {looked}, and were not found "
+        f"({type(error).__name__}); {', or '.join(remedies)}"
+    )
+
+
+def _processor(source: str | Path, part: str, allow_download: bool) -> dict[str, Any] | None:
+    """Return the processor configuration that lies beside the weights, if there is one."""
+    from transformers.utils import cached_file
+
+    where = str(Path(source).expanduser()) if _is_path(str(source)) else str(source)
+    for file in ("preprocessor_config.json", "processor_config.json"):
+        try:
+            path = cached_file(
+                where,
+                file,
+                local_files_only=not allow_download,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+                _raise_exceptions_for_gated_repo=False,
+            )
+            if path is None:
+                continue
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{file} of {where!r} must be readable: {error}") from error
+        content = content.get(part, content if file.startswith("pre") else None)
+        if content is not None:
+            return content
+    _LOG.warning(
+        "%s has no preprocessor_config.json; taking the preset's constants. Save the processor "
+        "beside the weights to be sure of them",
+        where,
+    )
+    return None
+
+
+def _is_path(where: str) -> bool:
+    return where.startswith(("/", ".", "~")) or where.count("/") > 1 or Path(where).is_dir()
+
+
+def _public_name(source: str | Path, model: PreTrainedModel) -> str:
+    """Return the hub id, or the type of the model for a directory: a path tells of a machine."""
+    return model.config.model_type if _is_path(str(source)) else str(source)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the loaders' reports and progress bars out of the log; the checks here say more."""
+    from transformers.utils import logging as hf_logging
+
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()
