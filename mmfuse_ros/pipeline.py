@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from mmfuse_ros.config import Config
 from mmfuse_ros.errors import InputError
+from mmfuse_ros.model.schedule import Schedule
 from mmfuse_ros.model.statistics import log_mel_statistics, sensor_statistics
 from mmfuse_ros.samples import Modality, Result, Signal, Window
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.float32]
 
 _TYPICAL_IMAGE = (480, 640)
+
+# The encoder on whose account a stage's time goes.
+_STAGES = {"decode": "vision", "preprocess": "vision", "vision": "vision", "audio": "audio"}
 
 
 # The sensor encoders only re-express the statistics below, so these alone are judged.
@@ -36,11 +40,13 @@ class Encoded:
         vectors: (D_m,) float32 by stream, and the fused one under "embedding".
         features: what the anomaly monitor judges, by block name.
         failed: why a stream that was in the window is not among them.
+        age_ns: how much older than the reference the data behind each vector is.
     """
 
     vectors: Mapping[str, Array]
     features: Mapping[str, Array]
     failed: Mapping[Modality, str]
+    age_ns: Mapping[Modality, int]
 
 
 class Pipeline:
@@ -49,11 +55,22 @@ class Pipeline:
     Args:
         engine: the model on its device.
         monitor: the anomaly monitor; None for `encode` alone.
+        schedule: how often the large encoders run; by default for every window.
+
+    Where an encoder does not run, its newest vectors stand in, in the fused vector and in what
+    the monitor judges; the plain features beside them are of the window at hand.
+
+    Attributes:
+        dropped: tells how many windows found the worker busy so far.
     """
 
-    def __init__(self, engine: Engine, monitor: Monitor | None = None) -> None:
+    def __init__(
+        self, engine: Engine, monitor: Monitor | None = None, schedule: Schedule | None = None
+    ) -> None:
         self.engine = engine
         self.monitor = monitor
+        self.schedule = schedule or Schedule(0.0, 0.0)
+        self.dropped: Callable[[], int] = int
 
     def run(self, window: Window) -> Result:
         """Return the result of one window.
@@ -75,7 +92,7 @@ class Pipeline:
             present=present,
             modality_embeddings={m.value: encoded.vectors[m.value] for m in present},
             verdict=verdict,
-            age_ns={m: -window.offset_ns.get(m, 0) for m in present},
+            age_ns={m: encoded.age_ns[m] for m in present},
             skew_ns=max(offsets) - min(offsets),
             failed=encoded.failed,
             timings_s=clock.laps,
@@ -88,22 +105,35 @@ class Pipeline:
             InputError: nothing in the window could be used.
         """
         clock = clock or _Stopwatch()
-        images, failed = _decode(window)
+        plan = self.schedule.plan(window, self.dropped())
+        images, failed = _decode(window) if "vision" in plan.run else ({}, dict(plan.failed))
         clock.lap("decode")
-        if not images and not window.signals:
+        signals = {
+            m.value: s
+            for m, s in window.signals.items()
+            if m is not Modality.AUDIO or "audio" in plan.run
+        }
+        held = {m.value: vector for m, vector in plan.held.items()}
+        if not (images or signals or held):
             raise InputError(
                 "a window must hold at least one usable stream, got none; undecodable: "
                 + "; ".join(f"{m} ({why})" for m, why in failed.items())
             )
-        signals = {m.value: s for m, s in window.signals.items()}
-        tensors = self.engine.encode(images, signals)
-        fused = self.engine.fuse(tensors)
-        vectors = self.engine.fetch({"embedding": fused, **tensors})
-        clock.lap("model")
+        vectors = self.engine.window(images, signals, held, clock.lap)
         features = {name: vectors[name] for name in _LEARNED if name in vectors}
         features.update(plain_features(window.signals))
         clock.lap("features")
-        return Encoded(vectors, features, failed)
+        self.schedule.done(window, plan, vectors, failed, _costs(clock.laps))
+        return Encoded(vectors, features, failed, plan.age_ns)
+
+
+def _costs(laps: Mapping[str, float]) -> dict[str, float]:
+    """Return the seconds that each large encoder took in a window, and those of the rest."""
+    costs = {"rest": 0.0}
+    for stage, seconds in laps.items():
+        name = _STAGES.get(stage, "rest")
+        costs[name] = costs.get(name, 0.0) + seconds
+    return costs
 
 
 def plain_features(signals: Mapping[Modality, Signal]) -> dict[str, Array]:

@@ -92,7 +92,7 @@ class _Encode(torch.nn.Module):
         self.encoder = encoder
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.encoder.encode(x)
+        return self.encoder.encode(x)  # type: ignore[operator]
 
 
 class _Encoder:

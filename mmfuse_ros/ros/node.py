@@ -23,6 +23,7 @@ from mmfuse_ros.anomaly.monitor import Monitor, make_monitor
 from mmfuse_ros.config import Config
 from mmfuse_ros.errors import MmfuseError
 from mmfuse_ros.model.runtime import Engine, build_engine
+from mmfuse_ros.model.schedule import Schedule
 from mmfuse_ros.pipeline import Pipeline, calibration_context, warm_up
 from mmfuse_ros.ros import parameters
 from mmfuse_ros.ros.diagnostics import Diagnostics
@@ -123,7 +124,10 @@ class FusionNode(LifecycleNode):
         assert self._outputs is not None
         super().on_activate(state)
         self.synchronizer = Synchronizer(self.config)
-        self.worker = Worker(Pipeline(self.engine, self.monitor).run, self._on_result)
+        schedule = Schedule(self.config.vision.period_s, self.config.audio.period_s)
+        pipeline = Pipeline(self.engine, self.monitor, schedule)
+        self.worker = worker = Worker(pipeline.run, self._on_result)
+        pipeline.dropped = lambda: worker.dropped["busy"]
         self.worker.start()
         for modality in self.config.enabled:
             self._inputs[modality] = Input(self, modality, self.config, self._on_sample)
