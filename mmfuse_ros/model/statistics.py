@@ -42,6 +42,8 @@ def log_mel_statistics(wave: Array, rate_hz: float) -> Array:
         InputError: wave is not two-dimensional, is empty, or rate_hz is not positive.
     """
     tensor, numpy_in = _to_tensor(wave, 2, "wave", "(B, T)", rate_hz)
+    if tensor.shape[0] == 0:  # torch.fft refuses an empty batch
+        return _like(tensor.new_zeros((0, 2 * MEL_BANDS)), numpy_in)
     n_fft = max(64, 2 ** round(math.log2(_FRAME_S * rate_hz)))
     if tensor.shape[1] < n_fft:
         tensor = torch.nn.functional.pad(tensor, (0, n_fft - tensor.shape[1]))
@@ -79,6 +81,9 @@ def sensor_statistics(signal: Array, rate_hz: float) -> Array:
         InputError: signal is not three-dimensional, is empty, or rate_hz is not positive.
     """
     tensor, numpy_in = _to_tensor(signal, 3, "signal", "(B, C, T)", rate_hz)
+    if tensor.shape[0] == 0:  # torch.fft refuses an empty batch
+        width = tensor.shape[1] * STATISTICS_PER_CHANNEL
+        return _like(tensor.new_zeros((0, width)), numpy_in)
     samples = tensor.shape[2]
     mean = tensor.mean(dim=2)
     centred = tensor - mean.unsqueeze(2)
