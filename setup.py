@@ -56,6 +56,7 @@ setup(
         "jazzy": ros_wheels("jazzy"),
         "kilted": ros_wheels("kilted"),
         "openvino": ["openvino>=2024.4"],
+        "retrieval": ["pyarrow>=14"],
         "test": [
             "pytest>=8",
             "pytest-timeout",
@@ -63,6 +64,8 @@ setup(
             "ruff",
             "mypy",
             "psutil",
+            "pyarrow>=14",
+            "openvino>=2024.4",
             "colcon-core",
             "colcon-ros",
             "colcon-python-setup-py",
