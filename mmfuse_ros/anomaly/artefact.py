@@ -7,10 +7,10 @@ agree with the size of the file. There is no time in it: the same fit writes the
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmfuse_ros.errors import CalibrationError
+from mmfuse_ros.files import atomic_write, read_bounded
 
 if TYPE_CHECKING:
     from mmfuse_ros.anomaly.detector import Detector
@@ -48,19 +49,8 @@ def write(path: str | os.PathLike[str], header: Mapping[str, Any], arrays: Array
             f"a calibration must be at most {MAX_BYTES} bytes, got {len(payload)}; "
             "fit fewer phases or feature blocks"
         )
-    path = os.fspath(path)
-    folder = os.path.dirname(os.path.abspath(path))
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".mmfuse-", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with atomic_write(path) as draft:
+        draft.write_bytes(payload)
 
 
 def read(path: str | os.PathLike[str], kind: str = KIND) -> tuple[dict[str, Any], Arrays]:
@@ -70,13 +60,15 @@ def read(path: str | os.PathLike[str], kind: str = KIND) -> tuple[dict[str, Any]
         CalibrationError: not a file of this kind, damaged, too large, or of a newer version.
         OSError: it cannot be read.
     """
-    size = os.path.getsize(path)
-    if size > MAX_BYTES:
+    try:
+        payload = read_bounded(path, MAX_BYTES)
+    except OSError as error:
+        if error.errno != errno.EFBIG:
+            raise
         raise CalibrationError(
-            f"{os.fspath(path)} must be at most {MAX_BYTES} bytes to be a calibration, got {size}"
-        )
-    with open(path, "rb") as file:
-        return decode(file.read(MAX_BYTES + 1), os.fspath(path), kind)
+            f"{os.fspath(path)} is too large to be a calibration: {error.strerror}"
+        ) from None
+    return decode(payload, os.fspath(path), kind)
 
 
 def encode(header: Mapping[str, Any], arrays: Arrays) -> bytes:

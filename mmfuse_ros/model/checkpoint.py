@@ -6,10 +6,7 @@ trained parts; a frozen encoder is named by the hash of its weights and stays wh
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +18,7 @@ from safetensors.torch import save_file
 
 from mmfuse_ros import __version__
 from mmfuse_ros.errors import CheckpointError
+from mmfuse_ros.files import atomic_write, sha256
 from mmfuse_ros.model.encoders import tensor_hash
 from mmfuse_ros.model.fusion import MODALITIES
 from mmfuse_ros.model.loading import make_config
@@ -52,17 +50,8 @@ def save_checkpoint(
         if name.split(".")[0] not in ENCODERS or name.split(".")[0] in stored
     }
     header = json.dumps(_describe(system, stored), sort_keys=True)
-    descriptor, draft = tempfile.mkstemp(dir=file.parent, prefix=".mmfuse-", suffix=".part")
-    try:
-        os.close(descriptor)
+    with atomic_write(file) as draft:
         save_file(tensors, draft, metadata={_KEY: header})
-        _sync(draft)
-        os.chmod(draft, 0o644)  # mkstemp keeps others out; a checkpoint is an ordinary file
-        os.replace(draft, file)
-        _sync(file.parent)
-    finally:
-        if os.path.exists(draft):
-            os.unlink(draft)
     return file
 
 
@@ -137,7 +126,7 @@ def load_checkpoint(system: RoboticFeedbackSystem, path: str | Path) -> None:
         encoder.random, encoder.name = False, header["encoders"][name]["name"]
         encoder.spec = _SPECS[name](**_tuples(header["encoders"][name]["preprocessing"]))
         system.trained.add(name)
-    system.checkpoint = hashlib.sha256(file.read_bytes()).hexdigest()
+    system.checkpoint = sha256(file)
 
 
 def encoder_sources(header: Mapping[str, Any]) -> dict[str, Any]:
@@ -249,11 +238,3 @@ def _file(path: str | Path) -> Path:
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-
-
-def _sync(path: str | Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

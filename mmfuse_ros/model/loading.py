@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from torch import nn
 
 from mmfuse_ros.errors import CheckpointError, ConfigError
+from mmfuse_ros.files import read_bounded
 from mmfuse_ros.model.encoders import AudioEncoder, VisionEncoder, seeded
 from mmfuse_ros.model.preprocess import AudioSpec, ImageSpec
 from mmfuse_ros.model.presets import ENCODERS, SystemConfig
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 WEIGHTS_VARIABLE = "MMFUSE_WEIGHTS"
+
+_MAX_JSON_BYTES = 16 << 20
 
 _VISION_TYPES = ("clip", "clip_vision_model")
 _AUDIO_TYPES = ("wav2vec2", "hubert", "wavlm", "unispeech-sat", "data2vec-audio")
@@ -132,18 +135,12 @@ def _from_pretrained(
     from transformers import AutoConfig
 
     where = str(source)
-    if _is_path(where) and not Path(where).expanduser().is_dir():
-        raise CheckpointError(
-            f"{kind} weights must be a directory of `transformers` or a hub id, got {where!r}, "
-            "which does not exist; correct the path"
-        )
-    if _is_path(where) and not (Path(where).expanduser() / "config.json").is_file():
-        raise CheckpointError(
-            f"{kind} weights directory {where!r} must hold config.json and model.safetensors, as "
-            "`save_pretrained` writes them; there is no config.json"
-        )
-    where = str(Path(where).expanduser()) if _is_path(where) else where
-    options = {"local_files_only": not allow_download}
+    # A config.json may name Python code of its own; it is never run, and nobody is asked.
+    options: dict[str, Any] = {"local_files_only": not allow_download, "trust_remote_code": False}
+    if _is_path(where):
+        _check_folder(where, kind)
+        where = str(Path(where).expanduser())
+        options["use_safetensors"] = True  # a file that somebody handed over is not unpickled
     try:
         with _quiet():
             model_type = AutoConfig.from_pretrained(where, **options).model_type
@@ -172,6 +169,35 @@ def _from_pretrained(
             f"{len(mismatched)} ({', '.join(sorted(mismatched)[:5])}); fetch them again"
         )
     return model.float().eval()
+
+
+def _check_folder(where: str, kind: str) -> None:
+    """Refuse what `transformers` would take: files elsewhere, and pipes, which never end."""
+    folder = Path(where).expanduser()
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{kind} weights must be a directory of `transformers` or a hub id, got {where!r}, "
+            "which does not exist; correct the path"
+        )
+    must = (
+        f"{kind} weights directory {where!r} must hold config.json and model.safetensors, "
+        "as `save_pretrained` writes them"
+    )
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{must}; there is no config.json")
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file() or not index.is_file():
+        return
+    try:
+        names = set(json.loads(read_bounded(index, _MAX_JSON_BYTES))["weight_map"].values())
+        own = [Path(name).name == name and (folder / name).is_file() for name in names]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{must}; {index.name} is damaged: {error!r}") from error
+    if not all(own):
+        raise CheckpointError(
+            f"{must}; {index.name} must name files of that directory, got "
+            + ", ".join(sorted(map(repr, names)))
+        )
 
 
 def _missing(where: str, kind: str, allow_download: bool, error: OSError) -> str:
@@ -210,7 +236,7 @@ def _processor(source: str | Path, part: str, allow_download: bool) -> dict[str,
             )
             if path is None:
                 continue
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = json.loads(read_bounded(path, _MAX_JSON_BYTES))
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{file} of {where!r} must be readable: {error}") from error
         content = content.get(part, content if file.startswith("pre") else None)

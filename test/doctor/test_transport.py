@@ -55,7 +55,7 @@ def test_fast_dds_profile_decides(tmp_path):
     assert there.level == OK
 
 
-def test_humble_does_not_know_the_variable():
+def test_humble_does_not_know_the_sizes():
     (finding,) = transport._fast_dds({VARIABLE: transport.TRANSPORT}, "humble")
     assert finding.level == WARN
     assert "XML profile" in finding.remedy

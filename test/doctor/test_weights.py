@@ -99,10 +99,10 @@ def test_shards_are_checked_one_by_one(folder):
     assert [f.level for f in vision(folder)] == [OK, OK, FAIL]
 
 
-def test_pickled_weights_are_a_warning_with_a_remedy(folder):
+def test_pickled_weights_of_a_directory_fail_with_a_remedy(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     (finding,) = vision(folder)
-    assert finding.level == WARN
+    assert finding.level == FAIL
     assert "save_pretrained" in finding.remedy
 
 

@@ -76,7 +76,7 @@ def _fast_dds(env: Environment, distro: str) -> Iterator[Finding]:
         yield Finding("transport", level, found, "judge by the probe below")
         return
     if distro == "humble":
-        found = f"Humble's Fast DDS does not know {_TRANSPORTS}"
+        found = f"the sizes in {_TRANSPORTS} need Fast DDS 2.14 (Jazzy), Humble has 2.6"
         yield Finding(
             "transport",
             WARN,

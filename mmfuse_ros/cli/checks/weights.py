@@ -92,7 +92,8 @@ def _encoder(name: str, source: str, config: Config) -> Iterator[Finding]:
             return
     elif any(p in files for p in _PICKLED):
         found = f"{folder} holds pickled weights only ({', '.join(sorted(files))})"
-        yield Finding(name, WARN, found, _CONVERT)
+        local = Path(source).expanduser().is_dir()
+        yield Finding(name, FAIL if local else WARN, found, _CONVERT)
         return
     else:
         yield Finding(name, FAIL, f"{folder} holds no {_SINGLE}", "fetch the weights again")
