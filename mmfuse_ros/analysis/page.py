@@ -74,7 +74,8 @@ def render(
                 "Similarity over time",
                 "Cosine of each window’s fused vector to the mean direction of all windows, and "
                 "to the window before it. A step down of both marks a sudden change, of the "
-                "first alone a slow drift. Alarms of the anomaly monitor are shaded.",
+                "first alone a slow drift. Alarms of the anomaly monitor are shaded; a mark under "
+                "a stream: an alarm names it as what stands out most.",
             )
         )
     parts.append(

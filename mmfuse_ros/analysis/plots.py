@@ -65,7 +65,7 @@ def over_time(line: Timeline) -> str:
     centre = directions @ (mean / (np.linalg.norm(mean) or 1.0))
     previous = np.append(np.nan, (directions[1:] * directions[:-1]).sum(axis=1))
     scored = line.score is not None and bool(np.isfinite(line.score).any())
-    heights = [2.0] + [1.5] * scored + [0.16 * len(line.present) + 0.2] * bool(line.present)
+    heights = [2.0] + [1.5] * scored + [0.19 * len(line.present) + 0.2] * bool(line.present)
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, sum(heights) + 0.9), layout="constrained")
         grid = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)
@@ -189,29 +189,29 @@ def _heat(figure: Figure, axes: Axes, line: Timeline, x: FloatArray, label: str)
 
 
 def _presence(axes: Axes, x: FloatArray, line: Timeline) -> None:
-    """Draw one bar for each stream, broken where it is absent."""
-    step = _usual_step(x)
+    """Draw one bar for each stream, broken where it is absent, marked where an alarm names it."""
     for row, (name, there) in enumerate(line.present.items()):
-        edges = np.flatnonzero(np.diff(np.concatenate(([0], there.astype(np.int8), [0]))))
-        spans = [
-            (x[a] - step / 2, x[b - 1] - x[a] + step)
-            for a, b in zip(edges[::2], edges[1::2], strict=True)
-        ]
-        axes.broken_barh(spans, (row - 0.38, 0.76), color=COLOURS.get(name, _OTHER))
+        axes.broken_barh(_spans(x, there), (row - 0.4, 0.6), color=COLOURS.get(name, _OTHER))
+        if name in line.named:
+            axes.broken_barh(_spans(x, line.named[name]), (row + 0.2, 0.25), color=_ALARM)
     axes.set_yticks(range(len(line.present)), list(line.present))
-    axes.set_ylim(len(line.present) - 0.5, -0.5)
+    axes.set_ylim(len(line.present) - 0.4, -0.6)
     axes.grid(visible=False)
     axes.set_title("Streams that entered the fused vector")
 
 
 def _shade(rows: Sequence[Axes], x: FloatArray, flag: npt.NDArray[np.bool_] | None) -> None:
-    if flag is None or not flag.any():
-        return
-    half = _usual_step(x) / 2
-    edges = np.flatnonzero(np.diff(np.concatenate(([0], flag.astype(np.int8), [0]))))
-    for first, end in zip(edges[::2], edges[1::2], strict=True):
+    for start, width in [] if flag is None else _spans(x, flag):
         for axes in rows:
-            axes.axvspan(x[first] - half, x[end - 1] + half, color=_ALARM, alpha=0.15, lw=0)
+            axes.axvspan(start, start + width, color=_ALARM, alpha=0.15, lw=0)
+
+
+def _spans(x: FloatArray, there: npt.NDArray[np.bool_]) -> list[tuple[float, float]]:
+    """Return (start, width) of each run of True, from half a step before to half a step after."""
+    step = _usual_step(x)
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], there.astype(np.int8), [0]))))
+    runs = zip(edges[::2], edges[1::2] - 1, strict=True)
+    return [(float(x[a] - step / 2), float(x[b] - x[a] + step)) for a, b in runs]
 
 
 def _line(axes: Axes, x: FloatArray, y: FloatArray, colour: str, label: str) -> None:

@@ -36,6 +36,7 @@ class Timeline:
         present: (N,) bool by modality.
         score, threshold: (N,) of the anomaly monitor, NaN where it gave none.
         flag: (N,) bool, the alarm.
+        named: (N,) bool by modality, where an alarm names it as what stands out most.
     """
 
     seconds: npt.NDArray[np.float64] | None
@@ -45,6 +46,7 @@ class Timeline:
     score: npt.NDArray[np.float64] | None = None
     threshold: npt.NDArray[np.float64] | None = None
     flag: npt.NDArray[np.bool_] | None = None
+    named: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
 
 
 class Recording:
@@ -61,6 +63,7 @@ class Recording:
         self._stamps_ns: list[int] = []
         self._present: list[tuple[Modality, ...]] = []
         self._verdicts: list[tuple[float, float, bool]] = []
+        self._named: list[str] = []
         self._shares: list[dict[str, float]] = []
         # Windows of one set of modalities go through the head in one batch.
         self._waiting: dict[tuple[str, ...], list[tuple[int, list[Array]]]] = {}
@@ -91,6 +94,7 @@ class Recording:
         self._present.append(result.present)
         verdict = result.verdict
         self._verdicts.append((verdict.score, verdict.threshold, verdict.flag))
+        self._named.append(verdict.top if verdict.flag else "")
         self._shares.append({})
         if len(waiting) == _BATCH:
             self._share(tuple(vectors))
@@ -119,6 +123,7 @@ class Recording:
             score=score,
             threshold=threshold,
             flag=flag > 0.0,
+            named={m.value: np.array([top == m.value for top in self._named]) for m in seen},
         )
 
     def report(self) -> dict[str, Any]:
@@ -140,6 +145,7 @@ class Recording:
                 "start_ns": self._stamps_ns[0],
                 "duration_s": float(np.ptp(line.seconds)),
                 "flagged": int(line.flag.sum()),
+                "named": {n: int(rows.sum()) for n, rows in line.named.items()},
                 "present": {n: float(there.mean()) for n, there in line.present.items()},
             },
         }

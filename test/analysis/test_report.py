@@ -41,7 +41,7 @@ def result(step, absent=(), score=float("nan"), dim=6):
         embedding=sum(vectors.values()),
         present=tuple(there),
         modality_embeddings=vectors,
-        verdict=Verdict(Level.STALE, score, 2.0, float("nan"), score > 2.0),
+        verdict=Verdict(Level.STALE, score, 2.0, float("nan"), score > 2.0, top="emg"),
     )
 
 
@@ -148,6 +148,7 @@ def test_a_recording_with_everything_that_happens(tmp_path):
     about = report["recording"]
     assert about["windows"] == 300
     assert about["flagged"] == 10
+    assert about["named"] == {**dict.fromkeys(DIMS, 0), "emg": 10}
     assert about["duration_s"] == pytest.approx(69.9)
     assert about["present"]["audio"] == pytest.approx(250 / 300)
     assert sum(report["contribution"].values()) == pytest.approx(1.0)
