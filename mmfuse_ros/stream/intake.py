@@ -86,7 +86,7 @@ class Intake:
     def forget(self, reason: str) -> None:
         """Empty the buffer and begin anew."""
         self.ledger.drop(reason, self.frames.clear() + self.samples.clear())
-        self.newest_ns = self.last_violation_ns = BEFORE_ALL
+        self.newest_ns = BEFORE_ALL
         self.violations = 0
 
     def status(self, now_ns: int) -> StreamStatus:

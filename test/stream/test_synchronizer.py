@@ -65,8 +65,12 @@ def test_max_wait_ends_the_waiting():
 def test_a_dead_stream_is_not_waited_for():
     sync = cameras()
     sync.offer(CAM2, frame(T0), T0)
-    sync.offer(CAM1, frame(T0 + 2 * S), T0 + 2 * S)
-    (window,) = sync.take(T0 + 2 * S)
+    sync.offer(CAM1, frame(T0 + S), T0 + S)
+    assert sync.take(T0 + S) == []
+    sync = cameras()
+    sync.offer(CAM2, frame(T0), T0)
+    sync.offer(CAM1, frame(T0 + S + 1), T0 + S)
+    (window,) = sync.take(T0 + S)
     assert window.missing == {CAM2: "silent"}
     assert window.present == (CAM1,)
 
