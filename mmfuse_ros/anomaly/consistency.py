@@ -20,10 +20,10 @@ from mmfuse_ros.anomaly.calibration import fold_units
 
 FloatArray = npt.NDArray[np.floating]
 
-COMPONENTS = 8
+COMPONENTS = 16
 MIN_SKILL = 0.1  # variance explained on left-out units, mean over a modality's components
 _MAX_FOLDS = 16
-_RIDGE = 0.1  # of the mean predictor variance, per row
+_RIDGE = 0.02  # of the mean variance of the predictors
 _CLIP = 4.0
 
 
