@@ -133,7 +133,9 @@ def write_segment(folder: Path, rows: Columns) -> Entry:
             pa.array(rows.stamps_ns, pa.int64()),
             pa.array(rows.labels, pa.large_string()),
             pa.array(rows.metadata, pa.large_string()),
-            pa.FixedSizeListArray.from_arrays(pa.array(flat), type=schema.field("vector").type),
+            pa.Array.from_buffers(
+                schema.field("vector").type, count, [None], children=[pa.array(flat)]
+            ),
         ],
         schema=schema,
     )
