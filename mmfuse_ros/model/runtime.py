@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,9 @@ from mmfuse_ros.model.system import CAMERAS, RoboticFeedbackSystem, resolve_devi
 from mmfuse_ros.samples import Modality, Signal
 
 _LOG = logging.getLogger(__name__)
+
+# One window's images and signals, by stream.
+WindowInput: TypeAlias = tuple[Mapping[str, npt.NDArray[np.uint8]], Mapping[str, Signal]]
 
 MIN_COSINE = 0.999  # to fp32, on the probe; bf16 reaches 0.9999 on real recordings
 
@@ -144,34 +147,65 @@ class Engine:
         Raises:
             InputError: an unknown stream, or a wrong shape, type or NaN in one.
         """
+        rows = self._rows([(images, signals)], lap)
+        return {name: vectors[0] for name, vectors in rows.items()}
+
+    def batch(
+        self, windows: Sequence[WindowInput], lap: Callable[[str], None] = _no_lap
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """Encode and fuse recorded windows at once, as (B, D): by stream, and "embedding".
+
+        Args:
+            windows: images and signals of each, as of `encode`; all hold the same streams, and
+                signals of one length.
+            lap: as of `window`.
+
+        Raises:
+            InputError: the windows differ in what they hold, or as of `encode`.
+        """
+        first = {*windows[0][0], *windows[0][1]}
+        if any({*images, *signals} != first for images, signals in windows):
+            raise InputError("windows of one batch must hold the same streams; sort them first")
+        with torch.inference_mode():
+            rows = self._rows(windows, lap)
+            fused = self._system.fuse(rows)
+        fetched = self.fetch({"embedding": fused, **rows})
+        lap("fusion")
+        return fetched
+
+    @torch.inference_mode()
+    def _rows(
+        self, windows: Sequence[WindowInput], lap: Callable[[str], None]
+    ) -> dict[str, torch.Tensor]:
+        """Return each stream's vectors, (B, D_m), in the order of samples.Modality."""
+        images, signals = windows[0]
         vectors: dict[str, torch.Tensor] = {}
         for name in (*images, *signals):
             if name not in (CAMERAS if name in images else ("audio", "pressure", "emg")):
                 raise InputError(f"a stream must be one of {[*Modality]}, got {name!r}")
         cameras = [name for name in CAMERAS if name in images]
         if cameras:
-            square = torch.cat([self._square(name, images[name]) for name in cameras])
-            pixels = normalize_image(square, self._system.vision.spec)
+            square = [self._square(name, row[name]) for row, _ in windows for name in cameras]
+            pixels = normalize_image(torch.cat(square), self._system.vision.spec)
             lap("preprocess")
-            encoded = self._backend.vision(pixels)  # (cameras, D)
-            vectors.update(zip(cameras, encoded.unbind(), strict=True))
+            encoded = self._backend.vision(pixels).unflatten(0, (-1, len(cameras)))
+            vectors.update(zip(cameras, encoded.unbind(dim=1), strict=True))
             lap("vision")
         if "audio" in signals:
-            wave = self._wave(signals["audio"])
-            normal = normalize_audio(wave, self._system.audio.spec)
-            vectors["audio"] = self._backend.audio(normal)[0]
+            wave = torch.cat([self._wave(row["audio"]) for _, row in windows])
+            vectors["audio"] = self._backend.audio(normalize_audio(wave, self._system.audio.spec))
             lap("audio")
         for name in ("pressure", "emg"):
             if name in signals:
                 encoder = getattr(self._system, name)
-                values = self._values(name, signals[name], encoder.channels)
-                vectors[name] = encoder(self._to_device(values).unsqueeze(0))[0]
+                values = [self._values(name, row[name], encoder.channels) for _, row in windows]
+                vectors[name] = encoder(self._to_device(np.stack(values)))
         lap("sensors")
         return vectors
 
     @property
     def head(self) -> Callable[..., torch.Tensor]:
-        """The system's `fuse`, batches and masks of presence included, for contributions."""
+        """The system's `fuse`, batches and masks of presence included: `mmfuse report` needs it."""
         return self._system.fuse
 
     @torch.inference_mode()
@@ -340,15 +374,13 @@ class Engine:
         return {"vision": backend.vision(pixels), "audio": backend.audio(values)}
 
 
-def build_engine(config: Config) -> Engine:
-    """Build the system and the engine that a node's configuration asks for.
+def build_system(config: Config) -> RoboticFeedbackSystem:
+    """Build the system that a node's configuration asks for, fp32 on the CPU.
 
     Raises:
-        ConfigError: a device, precision or backend that is not there.
         CheckpointError: weights or checkpoint missing, unreadable or of another model.
     """
     model = config.model
-    device = resolve_device(model.device)
     options: dict[str, Any] = {
         "fusion_method": model.fusion,
         "device": "cpu",
@@ -366,8 +398,20 @@ def build_engine(config: Config) -> Engine:
     system = RoboticFeedbackSystem(**options)
     if model.checkpoint:
         load_checkpoint(system, model.checkpoint)
+    return system
+
+
+def build_engine(config: Config) -> Engine:
+    """Build the system and the engine that a node's configuration asks for.
+
+    Raises:
+        ConfigError: a device, precision or backend that is not there.
+        CheckpointError: weights or checkpoint missing, unreadable or of another model.
+    """
+    model = config.model
+    device = resolve_device(model.device)  # an absent one shows before the weights are read
     return Engine(
-        system,
+        build_system(config),
         device=device,
         precision=model.precision,
         backend=model.backend,

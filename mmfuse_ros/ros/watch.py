@@ -45,6 +45,7 @@ class Watch(Node):
         self.ages_s: deque[float] = deque(maxlen=100_000)
         self.anomaly: dict[str, tuple[int, dict[str, str], str]] = {}
         self.diagnostics: dict[str, tuple[int, dict[str, str], str]] = {}
+        self.diagnostics_at = float("-inf")  # time.monotonic() of the newest
         self.info = ""
 
     def spin_for(self, seconds: float) -> None:
@@ -119,6 +120,7 @@ class Watch(Node):
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         self.diagnostics.update(_rows(message))
+        self.diagnostics_at = time.monotonic()
 
     def _on_info(self, message: String) -> None:
         self.info = message.data

@@ -1,0 +1,1 @@
+"""What `mmfuse bench` measures."""
