@@ -7,7 +7,6 @@ agree with the size of the file. There is no time in it: the same fit writes the
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -54,21 +53,20 @@ def write(path: str | os.PathLike[str], header: Mapping[str, Any], arrays: Array
 
 
 def read(path: str | os.PathLike[str], kind: str = KIND) -> tuple[dict[str, Any], Arrays]:
-    """Read header and arrays.
+    """Read header and arrays; `~` is the home directory.
 
     Raises:
-        CalibrationError: not a file of this kind, damaged, too large, or of a newer version.
-        OSError: it cannot be read.
+        CalibrationError: it cannot be read, is not of this kind, damaged, too large or newer.
     """
+    name = os.path.expanduser(path)
     try:
-        payload = read_bounded(path, MAX_BYTES)
+        payload = read_bounded(name, MAX_BYTES)
     except OSError as error:
-        if error.errno != errno.EFBIG:
-            raise
         raise CalibrationError(
-            f"{os.fspath(path)} is too large to be a calibration: {error.strerror}"
-        ) from None
-    return decode(payload, os.fspath(path), kind)
+            f"a calibration must be a readable file, got {name}: {error.strerror}; correct the "
+            "path (anomaly.calibration in the node)"
+        ) from error
+    return decode(payload, name, kind)
 
 
 def encode(header: Mapping[str, Any], arrays: Arrays) -> bytes:

@@ -265,8 +265,7 @@ class Detector:
         """Read a detector written by `save`; nothing in the file is executed.
 
         Raises:
-            CalibrationError: the file is not a calibration, is damaged, too large or newer.
-            OSError: it cannot be read.
+            CalibrationError: it cannot be read, is no calibration, damaged, too large or newer.
         """
         return artefact.unpack(*artefact.read(path))
 

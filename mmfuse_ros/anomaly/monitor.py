@@ -65,7 +65,6 @@ def make_monitor(config: AnomalyConfig, context: Mapping[str, object] | None = N
     Raises:
         CalibrationError: the file is unreadable, made for another system, or does not support
             `alpha`.
-        OSError: the file cannot be read.
     """
     make = CosineMonitor if config.method == "cosine" else CalibratedMonitor
     return make.from_config(config, context or {})

@@ -169,6 +169,14 @@ def test_calibration_is_compared_as_far_as_no_model_is_needed(tmp_path):
     assert "audio.window_s: calibrated with 1.5, now 3.0" in other.found
 
 
+def test_a_calibration_may_lie_in_the_home_directory(tmp_path, monkeypatch):
+    config = baseline(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    flat = {**config.to_flat(), "anomaly.calibration": "~/baseline"}
+    (finding,) = weights.calibration(Config.from_flat(flat))
+    assert finding.level == OK
+
+
 @pytest.mark.parametrize("kind", ["missing", "directory", "text"])
 def test_what_is_no_calibration_fails(tmp_path, kind):
     path = tmp_path / "calibration"

@@ -81,8 +81,9 @@ def _encoder(name: str, source: str, config: Config) -> Iterator[Finding]:
             name, FAIL, f"{files['config.json']} is unreadable: {error}", "fetch it again"
         )
         return
+    shards: dict[Path, frozenset[str]]
     if _SINGLE in files:
-        shards = {_SINGLE: files[_SINGLE]}
+        shards = {files[_SINGLE]: frozenset()}
     elif _INDEX in files:
         try:
             shards = _indexed(files[_INDEX])
@@ -99,8 +100,8 @@ def _encoder(name: str, source: str, config: Config) -> Iterator[Finding]:
         yield Finding(name, FAIL, f"{folder} holds no {_SINGLE}", "fetch the weights again")
         return
     yield Finding(name, OK, f"{source}: {kind_of_model} in {folder}")
-    for file in shards.values():
-        yield _whole(name, file)
+    for file, tensors in shards.items():
+        yield _whole(name, file, tensors)
     if not any(p in files for p in _PROCESSORS):
         yield Finding(
             name,
@@ -124,29 +125,35 @@ def _locate(source: str) -> tuple[Path | None, dict[str, Path]]:
     return (next(iter(found.values())).parent if found else None), found
 
 
-def _indexed(index: Path) -> dict[str, Path]:
-    """Return the shards that an index names; a name must be that of a file beside it."""
-    names = set(json.loads(read_bounded(index, _MAX_JSON))["weight_map"].values())
-    for name in names:
+def _indexed(index: Path) -> dict[Path, frozenset[str]]:
+    """Return the shards that an index names, which must lie beside it, and their tensors."""
+    weight_map = json.loads(read_bounded(index, _MAX_JSON))["weight_map"]
+    shards: dict[Path, set[str]] = {}
+    for tensor, name in weight_map.items():
         if Path(name).name != name:
             raise ValueError(f"weight_map must name files of its own directory, got {name!r}")
-    return {name: index.parent / name for name in sorted(names)}
+        shards.setdefault(index.parent / name, set()).add(tensor)
+    return {file: frozenset(shards[file]) for file in sorted(shards)}
 
 
-def _whole(name: str, file: Path) -> Finding:
+def _whole(name: str, file: Path, tensors: frozenset[str]) -> Finding:
+    """Check one file: its header, its hash, and the tensors that an index promises."""
     from safetensors import SafetensorError, safe_open
 
     try:
         digest = sha256(file)  # first: it refuses a pipe, on which safe_open would wait
         with safe_open(file, "np") as content:  # checks the header against the file's size
-            count = len(content.keys())
+            there = frozenset(content.keys())
     except (SafetensorError, OSError) as error:
         return Finding(name, FAIL, f"{file.name} is damaged: {error}", "fetch it again")
-    found = f"{file.name}: {count} tensors, {file.stat().st_size >> 20} MiB, sha256 {digest}"
+    found = f"{file.name}: {len(there)} tensors, {file.stat().st_size >> 20} MiB, sha256 {digest}"
     # The hub's cache names a large file by the hash it was published with.
     published = file.resolve().name
     if _SHA256.fullmatch(published) and published != digest:
         return Finding(name, FAIL, f"{found}, published as {published}", "fetch it again")
+    if missing := sorted(tensors - there):
+        found += f"; {len(missing)} of its index are missing, such as {missing[0]}"
+        return Finding(name, FAIL, found, "fetch it again, with its index")
     return Finding(name, OK, found)
 
 
@@ -178,7 +185,7 @@ def calibration(config: Config) -> Iterator[Finding]:
         artefact.check_context(made_with, calibration_context(config, info))
         if calibrated:
             Detector.load(path).alpha = anomaly.alpha
-    except (MmfuseError, OSError) as error:
+    except MmfuseError as error:
         yield Finding(
             "calibration", FAIL, str(error), "fit again with these parameters: mmfuse fit"
         )
