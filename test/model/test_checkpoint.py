@@ -70,6 +70,8 @@ def test_a_trained_encoder_is_stored_and_needs_no_weights(
     other = make_system(audio=system.audio.model.config)
     load_checkpoint(other, tmp_path)
     assert torch.equal(other(**inputs()), system(**inputs()))
+    save_checkpoint(other, tmp_path)  # what came from a checkpoint goes into the next one
+    assert read_header(tmp_path)["encoders"]["audio"]["stored"]
     save_checkpoint(system, tmp_path, encoders=True)
     monkeypatch.setenv("MMFUSE_WEIGHTS", "pretrained")  # not on this disk, and not asked for
     alone = open_checkpoint(tmp_path, device="cpu").eval()

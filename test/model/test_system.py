@@ -145,6 +145,16 @@ def test_audio_equals_the_reference(make_system, weights, kind):
     assert (got - expected.mean(dim=1)).abs().max() < 1e-4
 
 
+def test_the_shortest_audio_makes_one_frame(make_system, speech_model):
+    system = make_system()
+    samples = system.audio.min_samples
+    with torch.no_grad():
+        assert speech_model(torch.randn(1, samples)).last_hidden_state.shape[1] == 1
+    assert torch.isfinite(system(audio=torch.rand(1, samples))).all()
+    with pytest.raises(InputError, match=f"at least {samples} samples"):
+        system(audio=torch.rand(1, samples - 1))
+
+
 def test_absent_modalities_change_the_vector_and_any_subset_works(make_system, inputs):
     system, batch = make_system(), inputs(1)
     full = system(**batch)

@@ -113,6 +113,19 @@ def test_training_overfits_a_small_set_and_the_checkpoint_keeps_it(
         assert torch.equal(done.head(opened(**batch)).argmax(dim=1), labels)
 
 
+def test_training_uses_dropout_and_leaves_the_mode_as_it_was(make_system, labelled):
+    system, modes = make_system(), []
+    done = train_classifier(
+        system,
+        *labelled,
+        epochs=1,
+        on_epoch=lambda *_: modes.append((system.fusion.training, system.vision.training)),
+    )
+    assert modes == [(True, False)]
+    assert not system.training
+    assert not done.head.weight.requires_grad
+
+
 def test_training_repeats_with_its_seed(make_system, labelled):
     runs = [train_classifier(make_system(), *labelled, epochs=2).losses for _ in range(2)]
     other = train_classifier(make_system(), *labelled, epochs=2, seed=1).losses
