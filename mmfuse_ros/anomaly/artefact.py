@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,6 +50,22 @@ def write(path: str | os.PathLike[str], header: Mapping[str, Any], arrays: Array
         )
     with atomic_write(path) as draft:
         draft.write_bytes(payload)
+
+
+def exists(path: str) -> bool:
+    """Return whether there is anything at `path`, readable or not; `~` is the home directory."""
+    return bool(path) and os.path.lexists(os.path.expanduser(path))
+
+
+def keep(save: Callable[[str], None], path: str) -> str:
+    """Save what was gathered live to `path`, where there is one; return why that failed, or ""."""
+    try:
+        if path:
+            save(os.path.expanduser(path))
+    except (OSError, CalibrationError) as error:
+        cause = getattr(error, "strerror", None) or str(error)
+        return f"the new baseline is in use, but could not be saved ({cause}): a restart loses it"
+    return ""
 
 
 def read(path: str | os.PathLike[str], kind: str = KIND) -> tuple[dict[str, Any], Arrays]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from mmfuse_ros.anomaly import artefact
 from mmfuse_ros.anomaly.calibration import EXTRAPOLATION, MIN_UNITS
 from mmfuse_ros.anomaly.cosine import FUSED
 from mmfuse_ros.anomaly.debounce import Debounce, severity
@@ -57,6 +58,8 @@ class CalibratedMonitor:
         self.alpha = alpha if detector is None else detector.alpha
         self.modalities = modalities
         self.window_s = window_s
+        self.path = ""
+        self.fault = ""
         self._gathering: _Gathering | None = None
         self._failure = ""
         self._last_drift_ns: int | None = None
@@ -68,7 +71,7 @@ class CalibratedMonitor:
     ) -> CalibratedMonitor:
         """Make one from parameters; see `make_monitor`."""
         detector = None
-        if config.calibration:
+        if artefact.exists(config.calibration):
             detector = Detector.load(config.calibration)
             detector.check_context(context)
             detector.alpha = config.alpha
@@ -80,6 +83,7 @@ class CalibratedMonitor:
             alpha=config.alpha,
             modalities=config.modalities,
         )
+        monitor.path = config.calibration
         monitor.window_s = max([float(s) for s in spans if isinstance(s, (int, float))] or [3.0])
         return monitor
 
@@ -96,6 +100,12 @@ class CalibratedMonitor:
         self.modalities = config.modalities
         self._select(self.detector)
         self.debounce = self.debounce.changed(config.debounce_k, config.debounce_n)
+
+    def check(self, config: AnomalyConfig) -> None:
+        """Refuse an alpha that the calibration cannot support; see `Monitor.check`."""
+        detector = self.detector
+        if detector is not None:
+            detector.check_alpha(config.alpha)
 
     def reset(self) -> None:
         """Forget recent windows, the alarm and the drift; keep the calibration."""
@@ -116,12 +126,12 @@ class CalibratedMonitor:
             raise ConfigError(f"a baseline must have at least 1 window, got {count}")
         blocks = max(MIN_UNITS, math.ceil(1.0 / (EXTRAPOLATION * self.alpha) - 1.0 - 1e-9))
         self._gathering = _Gathering(count, (blocks + _MARGIN_BLOCKS) * BLOCK_S)
-        self._failure = ""
+        self._failure = self.fault = ""
 
     def clear_baseline(self) -> None:
         """Drop the calibration and any that is being gathered."""
         self.detector = self._gathering = None
-        self._failure = ""
+        self._failure = self.fault = ""
         self.reset()
 
     def observe(
@@ -213,6 +223,7 @@ class CalibratedMonitor:
         self._select(detector)
         self.detector = detector
         self.reset()
+        self.fault = artefact.keep(detector.save, self.path)
         return ""
 
 

@@ -15,13 +15,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import rankdata
 
 from mmfuse_ros.anomaly.calibration import fold_units
 
 FloatArray = npt.NDArray[np.floating]
 
 COMPONENTS = 16
-MIN_SKILL = 0.1  # variance explained on left-out units, mean over a modality's components
+MIN_SEPARATION = 0.65  # AUROC between left-out recordings and the same with one stream shifted
+MIN_SKILL = 0.05  # variance explained on left-out units, mean over a modality's components
 _MAX_FOLDS = 16
 _RIDGE = 0.02  # of the mean variance of the predictors
 _CLIP = 4.0
@@ -47,13 +49,13 @@ class Consistency:
     variance: FloatArray
 
     @property
-    def useful(self) -> tuple[str, ...]:
-        """Modalities that the others predict with some skill."""
-        return tuple(
-            name
-            for i, name in enumerate(self.names)
-            if self.skill[self.columns[i] : self.columns[i + 1]].mean() >= MIN_SKILL
-        )
+    def skills(self) -> dict[str, float]:
+        """Mean share of variance explained, by modality."""
+        bounds = itertools.pairwise(self.columns)
+        return {
+            name: float(self.skill[begin:end].mean())
+            for name, (begin, end) in zip(self.names, bounds, strict=True)
+        }
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return everything but the names, as arrays by name."""
@@ -70,28 +72,24 @@ class Consistency:
         parts: (n, q) components by modality; all of `names` must be there.
         """
         x = np.clip(np.concatenate([parts[name] for name in self.names], axis=1), -_CLIP, _CLIP)
-        return self._from_residual(x - self._predict(x))
-
-    def _predict(self, x: FloatArray) -> FloatArray:
-        return x @ self.maps[1:] + self.maps[0]
-
-    def _from_residual(self, residual: FloatArray) -> tuple[FloatArray, FloatArray]:
+        residual = x - (x @ self.maps[1:] + self.maps[0])
         strange = self.skill * np.square(residual) / self.variance  # (n, P)
         share = np.add.reduceat(strange, self.columns[:-1], axis=1)
         return np.log(share.sum(axis=1) / max(self.skill.sum(), 1e-9) + 1e-4), share
 
 
 def fit_consistency(
-    parts: Mapping[str, FloatArray], unit: npt.NDArray[np.intp]
-) -> tuple[Consistency, FloatArray] | None:
-    """Fit on rows where every modality is present; return the model and left-out log scores.
+    parts: Mapping[str, FloatArray], unit: npt.NDArray[np.intp], min_skill: float = MIN_SKILL
+) -> Consistency | None:
+    """Fit on rows where every modality is present.
 
-    parts: (N, q) components by modality; unit: (N,). None where fewer than two modalities or
-    three units are given, or where no modality is predicted with skill.
+    parts: (N, q) components by modality; unit: (N,). Skill and residual variance are those of
+    units left out of the ridge. None where fewer than two modalities or two units are given, or
+    where no modality is predicted with a skill of `min_skill`.
     """
     names = tuple(sorted(parts))
     units = np.unique(unit)
-    if len(names) < 2 or len(units) < 3:
+    if len(names) < 2 or len(units) < 2:
         return None
     columns = np.cumsum([0] + [parts[name].shape[1] for name in names])
     x = np.clip(np.concatenate([parts[name] for name in names], axis=1), -_CLIP, _CLIP)
@@ -114,9 +112,14 @@ def fit_consistency(
         skill.astype(np.float32),
         np.maximum(left, 1e-6).astype(np.float32),
     )
-    if not model.useful:
-        return None
-    return model, model._from_residual(residual.astype(np.float32))[0]
+    return model if any(share >= min_skill for share in model.skills.values()) else None
+
+
+def separation(proper: FloatArray, shifted: FloatArray) -> float:
+    """Return the probability that a shifted row scores higher than a proper one (AUROC)."""
+    ranks = rankdata(np.concatenate((proper, shifted)))[len(proper) :]
+    high = ranks.sum() - len(shifted) * (len(shifted) + 1) / 2.0
+    return float(high / (len(proper) * len(shifted)))
 
 
 def _solve(x: FloatArray, weight: FloatArray, columns: npt.NDArray[np.intp]) -> FloatArray:

@@ -47,6 +47,8 @@ class CosineMonitor:
         self.debounce = debounce or Debounce()
         self.modalities = modalities
         self.context: dict[str, object] = {}
+        self.path = ""
+        self.fault = ""
         self._baseline: dict[str, FloatArray] = {}
         self._id = ""
         self._wanted = 0
@@ -59,7 +61,8 @@ class CosineMonitor:
         monitor = cls(
             config.threshold, Debounce(config.debounce_k, config.debounce_n), config.modalities
         )
-        if config.calibration:
+        monitor.path = config.calibration
+        if artefact.exists(config.calibration):
             monitor.load(config.calibration, context)
         monitor.context = dict(context)
         return monitor
@@ -74,6 +77,9 @@ class CosineMonitor:
         self.threshold = config.threshold
         self.modalities = config.modalities
         self.debounce = self.debounce.changed(config.debounce_k, config.debounce_n)
+
+    def check(self, config: AnomalyConfig) -> None:
+        """Accept whatever passed the parameters' own rules; see `Monitor.check`."""
 
     def reset(self) -> None:
         """Forget recent windows and the alarm; keep the baseline."""
@@ -94,6 +100,7 @@ class CosineMonitor:
         """Drop the baseline and any that is being gathered."""
         self._baseline, self._sums, self._id = {}, {}, ""
         self._wanted = self._seen = 0
+        self.fault = ""
         self.debounce.reset()
 
     def observe(
@@ -121,6 +128,7 @@ class CosineMonitor:
                 {k: (s / n).astype(np.float32) for k, (s, n) in sorted(self._sums.items())}
             )
             self._sums, self._wanted, self._seen = {}, 0, 0
+            self.fault = artefact.keep(self.save, self.path)
 
     def _judge(self, features: Mapping[str, FloatArray]) -> Verdict:
         limit = 1.0 - self.threshold

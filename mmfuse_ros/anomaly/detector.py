@@ -146,9 +146,13 @@ class Detector:
 
     @alpha.setter
     def alpha(self, value: float) -> None:
+        self.check_alpha(value)
+        self._alpha = float(value)
+
+    def check_alpha(self, value: float) -> None:
+        """Raise CalibrationError where an alpha asks more than the calibration can promise."""
         for promise in self.promises.values():
             check_alpha(value, promise.units, promise.unit)
-        self._alpha = float(value)
 
     @property
     def promise(self) -> Promise:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence, Set
+
 import numpy as np
 import numpy.typing as npt
 
 from mmfuse_ros.anomaly.calibration import MIN_UNITS, fold_units
-from mmfuse_ros.anomaly.consistency import fit_consistency
+from mmfuse_ros.anomaly.consistency import (
+    MIN_SEPARATION,
+    Consistency,
+    fit_consistency,
+    separation,
+)
 from mmfuse_ros.anomaly.joint import Block, Calibration, combine, components
 from mmfuse_ros.anomaly.recordings import Table, modality_of
 from mmfuse_ros.anomaly.scores import SCORES, BlockModel
 from mmfuse_ros.errors import CalibrationError
 
 FloatArray = npt.NDArray[np.floating]
+Folds = list[Set[int]]
 
 MAX_FOLDS = 12
 MAX_VALUES = 4000
@@ -20,27 +28,31 @@ _MIN_SPREAD = 0.05  # of a log score; a score that hardly moves must not be blow
 
 
 def fit_block(
-    x: FloatArray, unit: npt.NDArray[np.intp], share: int = 1
-) -> tuple[Block, FloatArray]:
-    """Fit one block and return it with the left-out value of each row (NaN where absent)."""
+    x: FloatArray, unit: npt.NDArray[np.intp], folds: Folds, share: int = 1
+) -> tuple[Block, FloatArray, list[BlockModel]]:
+    """Fit one block.
+
+    Returns the block, the left-out value of each row (NaN where absent), and the model of each
+    fold, which has not seen the fold's units.
+    """
     present = ~np.isnan(x[:, 0])
-    names = np.unique(unit[present])
-    rows = [np.flatnonzero(present & (unit == name)) for name in names]
+    rows = {name: np.flatnonzero(present & (unit == name)) for name in np.unique(unit[present])}
     logs = np.full((len(x), len(SCORES)), np.nan)
-    for fold in fold_units(len(rows), MAX_FOLDS):
-        held = set(fold)
-        model = BlockModel.fit([x[r] for i, r in enumerate(rows) if i not in held], share)
-        for i in fold:
-            logs[rows[i]] = model.log_scores(x[rows[i]])
-    centre = np.mean([np.median(logs[r], axis=0) for r in rows], axis=0)
-    deviation = [np.abs(logs[r] - centre).mean(axis=0) for r in rows]
+    models = []
+    for fold in folds:
+        seen = [x[r] for name, r in rows.items() if name not in fold]
+        models.append(BlockModel.fit(seen, share))
+        for name in fold & rows.keys():
+            logs[rows[name]] = models[-1].log_scores(x[rows[name]])
+    centre = np.mean([np.median(logs[r], axis=0) for r in rows.values()], axis=0)
+    deviation = [np.abs(logs[r] - centre).mean(axis=0) for r in rows.values()]
     spread = np.maximum(1.25 * np.mean(deviation, axis=0), _MIN_SPREAD)
-    model = BlockModel.fit([x[r] for r in rows], share)
+    model = BlockModel.fit([x[r] for r in rows.values()], share)
     if model.whitening.plain.shape[1] == x.shape[1]:
         spread[SCORES.index("residual")] = np.inf
     if x.shape[1] == 1:
         spread[SCORES.index("cosine_knn")] = np.inf
-    return Block(model, centre, spread), combine(logs, centre, spread)
+    return Block(model, centre, spread), combine(logs, centre, spread), models
 
 
 def fit_calibration(table: Table, consistency: bool = True, share: int = 1) -> Calibration:
@@ -51,26 +63,30 @@ def fit_calibration(table: Table, consistency: bool = True, share: int = 1) -> C
     """
     blocks: dict[str, Block] = {}
     left_out: dict[str, list[FloatArray]] = {}
+    fold_models: dict[str, list[BlockModel]] = {}
     for key in sorted(table.blocks):
         x = table.blocks[key]
-        units = len(np.unique(table.unit[~np.isnan(x[:, 0])]))
-        if units < MIN_UNITS:
+        held = np.unique(table.unit[~np.isnan(x[:, 0])])
+        if len(held) < MIN_UNITS:
             raise CalibrationError(
                 f"{key} must be present in at least {MIN_UNITS} independent "
-                f"{table.unit_kind}s, got {units}; record more or leave it out"
+                f"{table.unit_kind}s, got {len(held)}; record more or leave it out"
             )
-        blocks[key], values = fit_block(x, table.unit, share)
+    folds = _folds(table)
+    for key in sorted(table.blocks):
+        blocks[key], values, fold_models[key] = fit_block(
+            table.blocks[key], table.unit, folds, share
+        )
         left_out.setdefault(modality_of(key), []).append(values)
     modalities = tuple(sorted(left_out))
     values = np.stack([np.fmax.reduce(left_out[m]) for m in modalities], axis=1)
-    together = np.full(len(values), np.nan)
-    model = None
+    model, together = None, np.full(len(values), np.nan)
     if consistency and len(modalities) > 1:
-        parts = components(blocks, table.blocks)
-        known = ~np.isnan(np.concatenate(list(parts.values()), axis=1)).any(axis=1)
-        fitted = fit_consistency({m: x[known] for m, x in parts.items()}, table.unit[known])
-        if fitted is not None:
-            model, together[known] = fitted
+        whole = {key: block.model for key, block in blocks.items()}
+        by_fold = [
+            {key: models[i] for key, models in fold_models.items()} for i in range(len(folds))
+        ]
+        model, together = _fit_together(table, folds, whole, by_fold)
     keep = _thin_rows(table.unit, MAX_VALUES)
     return Calibration(
         blocks,
@@ -81,6 +97,62 @@ def fit_calibration(table: Table, consistency: bool = True, share: int = 1) -> C
         table.row[keep],
         model,
     )
+
+
+def _fit_together(
+    table: Table,
+    folds: Folds,
+    whole: Mapping[str, BlockModel],
+    by_fold: Sequence[Mapping[str, BlockModel]],
+) -> tuple[Consistency | None, FloatArray]:
+    """Fit consistency and score each unit by a whitening and a ridge that have not seen it.
+
+    It is kept only if it tells left-out recordings from the same recordings with one modality
+    shifted by half their length: normal data, wrongly paired on purpose. No anomaly is involved.
+    """
+    together = np.full(len(table.unit), np.nan)
+    parts = components(whole, table.blocks)
+    known = ~np.isnan(np.concatenate(list(parts.values()), axis=1)).any(axis=1)
+    unit = table.unit[known]
+    model = fit_consistency({name: x[known] for name, x in parts.items()}, unit)
+    if model is None:
+        return None, together
+    shifted: dict[str, list[FloatArray]] = {name: [] for name in parts}
+    for fold, models in zip(folds, by_fold, strict=True):
+        out = np.isin(unit, list(fold))
+        if not out.any():
+            continue
+        mine = {name: x[known] for name, x in components(models, table.blocks).items()}
+        judge = fit_consistency({name: x[~out] for name, x in mine.items()}, unit[~out], 0.0)
+        if judge is None:
+            return None, together
+        held = {name: x[out] for name, x in mine.items()}
+        together[np.flatnonzero(known)[out]] = judge.log_score(held)[0]
+        for name, x in held.items():
+            rolled = {**held, name: _roll(x, unit[out])}
+            shifted[name].append(judge.log_score(rolled)[0])
+    proper = together[known]
+    skill = max(separation(proper, np.concatenate(rows)) for rows in shifted.values())
+    if skill < MIN_SEPARATION:
+        return None, np.full(len(table.unit), np.nan)
+    return model, together
+
+
+def _roll(x: FloatArray, unit: npt.NDArray[np.intp]) -> FloatArray:
+    """Shift rows by half the length of their unit, round and round."""
+    rolled = x.copy()
+    for name in np.unique(unit):
+        rows = np.flatnonzero(unit == name)
+        rolled[rows] = x[np.roll(rows, len(rows) // 2)]
+    return rolled
+
+
+def _folds(table: Table) -> Folds:
+    """Return folds of units such that no block loses all but one of its units at once."""
+    names = np.unique(table.unit)
+    fewest = min(len(np.unique(table.unit[~np.isnan(x[:, 0])])) for x in table.blocks.values())
+    limit = MAX_FOLDS if fewest > 2 * MAX_FOLDS else len(names)
+    return [{int(names[i]) for i in fold} for fold in fold_units(len(names), limit)]
 
 
 def _thin_rows(unit: npt.NDArray[np.intp], limit: int) -> npt.NDArray[np.intp]:

@@ -157,7 +157,7 @@ class Calibration:
         together = np.full(count, np.nan)
         if self.consistency is None:
             return together, None
-        parts = components(self.blocks, arrays)
+        parts = components({k: b.model for k, b in self.blocks.items()}, arrays)
         share = np.zeros((count, len(self.consistency.names)))
         if set(self.consistency.names) <= set(parts) and self.consistency_tail is not None:
             known = ~np.isnan(np.concatenate(list(parts.values()), axis=1)).any(axis=1)
@@ -264,7 +264,7 @@ class Calibration:
 
 
 def components(
-    blocks: Mapping[str, Block], arrays: Mapping[str, FloatArray]
+    models: Mapping[str, BlockModel], arrays: Mapping[str, FloatArray]
 ) -> dict[str, FloatArray]:
     """Return the leading whitened components of each modality, (n, q); NaN rows stay NaN.
 
@@ -273,11 +273,11 @@ def components(
     """
     parts: dict[str, list[FloatArray]] = {}
     missing = set()
-    for key, block in blocks.items():
+    for key, model in models.items():
         if key not in arrays:
             missing.add(modality_of(key))
             continue
-        leading = block.model.whitening.leading(arrays[key], COMPONENTS)
+        leading = model.whitening.leading(arrays[key], COMPONENTS)
         parts.setdefault(modality_of(key), []).append(leading)
     return {
         name: np.concatenate(pieces, axis=1)

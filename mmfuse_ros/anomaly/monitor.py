@@ -17,7 +17,16 @@ __all__ = ["CalibratedMonitor", "CosineMonitor", "Monitor", "make_monitor"]
 
 
 class Monitor(Protocol):
-    """Judges windows in the order of their stamps. One thread at a time."""
+    """Judges windows in the order of their stamps. One thread at a time.
+
+    A calibration or baseline that is gathered live is saved to the file that
+    `anomaly.calibration` names, so that a restart finds it; the file need not exist before.
+
+    Attributes:
+        fault: why that file could not be written, "" where nothing is wrong.
+    """
+
+    fault: str
 
     @property
     def calibration_id(self) -> str:
@@ -48,11 +57,14 @@ class Monitor(Protocol):
             CalibrationError: the calibration cannot support the new alpha; nothing is changed.
         """
 
+    def check(self, config: AnomalyConfig) -> None:
+        """Raise what `configure` would, and change nothing; any thread."""
+
     def begin_baseline(self, count: int) -> None:
         """Gather a calibration from the coming windows, at least `count`, and then use it."""
 
     def clear_baseline(self) -> None:
-        """Drop the calibration or baseline and any that is being gathered."""
+        """Drop the calibration or baseline and any that is being gathered; its file stays."""
 
 
 def make_monitor(config: AnomalyConfig, context: Mapping[str, object] | None = None) -> Monitor:

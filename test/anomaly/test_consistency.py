@@ -56,3 +56,22 @@ def test_it_can_be_switched_off_and_needs_all_its_modalities(tmp_path):
     detector.save(tmp_path / "c")
     loaded = Detector.load(tmp_path / "c")
     np.testing.assert_array_equal(loaded.score(x).consistency_p, detector.score(x).consistency_p)
+
+
+def test_few_recordings_of_constant_features_raise_no_false_alarms():
+    """A whitening that has seen the left-out recording would find skill where there is none."""
+    flags = []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+
+        def recording(rng=rng):
+            ramp = np.linspace(-1, 1, 15)[:, None]  # both streams know the time of the recording
+            return {
+                "camera_1": ramp * np.ones(20) + rng.normal(size=(15, 20)),
+                "emg": ramp * np.ones(10) + rng.normal(size=(15, 10)),
+                "pressure": np.repeat(rng.normal(size=(1, 40)), 15, axis=0),
+            }
+
+        detector = Detector.fit([recording() for _ in range(12)])
+        flags += [detector.score(recording()).flag.mean() for _ in range(5)]
+    assert np.mean(flags) < 0.08
