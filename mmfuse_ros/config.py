@@ -318,7 +318,11 @@ class AnomalyConfig(_Section):
         "`calibrated` (from `mmfuse fit`) or `cosine` (similarity to a baseline).",
         choices=("calibrated", "cosine"),
     )
-    calibration: str = param("", "Calibration file, made by `mmfuse fit` or saved baseline.")
+    calibration: str = param(
+        "",
+        "Calibration file, made by `mmfuse fit`; `~/set_baseline` saves to it, and it "
+        "need not exist before.",
+    )
     alpha: float = param(
         0.01,
         "False-alarm probability of a window in normal operation.",
@@ -362,6 +366,13 @@ class WatchdogConfig(_Section):
         2.0,
         "Age of the reference stamp at publication that is reported.",
         low=0.001,
+        high=3600.0,
+        live=True,
+    )
+    freeze_s: float = param(
+        0.5,
+        "A camera whose picture stays the same, to the last bit, for longer is reported; 0 never.",
+        low=0.0,
         high=3600.0,
         live=True,
     )

@@ -27,7 +27,10 @@ class Worker:
 
     A window that raises InputError is counted and passed over. Any other error sets `failure`;
     the next windows are tried, and after three failures in a row the worker halts until
-    `resume()`.
+    `resume()`. A task that raises sets `refused`.
+
+    Attributes:
+        enabled: windows that are submitted while it is False are dropped and counted.
     """
 
     def __init__(
@@ -41,9 +44,12 @@ class Worker:
         self._stopping = False
         self._busy_since: float | None = None
         self._failures = 0
+        self.enabled = True
         self.failure = ""
+        self.refused = ""
+        self.submitted = 0
         self.done = 0
-        self.dropped = {"busy": 0, "input": 0, "failed": 0, "halted": 0}
+        self.dropped = {"busy": 0, "input": 0, "failed": 0, "halted": 0, "disabled": 0}
         self._thread = threading.Thread(target=self._loop, name="mmfuse_worker", daemon=True)
 
     def start(self) -> None:
@@ -61,8 +67,9 @@ class Worker:
     def submit(self, window: Window) -> None:
         """Put a window into the mailbox; one that still waits there is dropped and counted."""
         with self._wake:
-            if self.halted:
-                self.dropped["halted"] += 1
+            self.submitted += 1
+            if self.halted or not self.enabled:
+                self.dropped["halted" if self.enabled else "disabled"] += 1
                 return
             if self._window is not None:
                 self.dropped["busy"] += 1
@@ -79,7 +86,7 @@ class Worker:
         """Forget past failures, and go on after a halt."""
         with self._wake:
             self._failures = 0
-            self.failure = ""
+            self.failure = self.refused = ""
 
     @property
     def halted(self) -> bool:
@@ -95,6 +102,16 @@ class Worker:
     def pending(self) -> int:
         """Windows submitted and not yet finished."""
         return (self._window is not None) + (self._busy_since is not None)
+
+    def counters(self) -> dict[str, int]:
+        """Return what became of the windows: submitted = done + pending + every `dropped_...`."""
+        with self._wake:
+            return {
+                "submitted": self.submitted,
+                "done": self.done,
+                "pending": self.pending,
+                **{f"dropped_{reason}": n for reason, n in self.dropped.items()},
+            }
 
     def _loop(self) -> None:
         _name_thread(self._thread.name)
@@ -113,33 +130,36 @@ class Worker:
                 self._do(task)
             elif window is not None:
                 self._process(window)
-                self._busy_since = None
 
     def _do(self, task: Callable[[], None]) -> None:
         try:
             task()
         except Exception as error:  # thread boundary: a failed task must not end the thread
             _LOG.exception("task on the worker failed")
-            self.failure = f"{type(error).__name__}: {error}"
+            self.refused = f"{type(error).__name__}: {error}"
 
     def _process(self, window: Window) -> None:
         try:
             result = self._run(window)
             self._on_result(result)
         except InputError as error:
-            self.dropped["input"] += 1
             _LOG.warning("window at %d ns passed over: %s", window.stamp_ns, error)
+            with self._wake:
+                self.dropped["input"] += 1
+                self._busy_since = None
         except Exception as error:  # thread boundary: the node stays up and says why
+            _LOG.exception("window at %d ns failed", window.stamp_ns)
             with self._wake:
                 self._failures += 1
                 self.failure = f"{type(error).__name__}: {error}"
-            self.dropped["failed"] += 1
-            _LOG.exception("window at %d ns failed", window.stamp_ns)
+                self.dropped["failed"] += 1
+                self._busy_since = None
         else:
             with self._wake:
                 self._failures = 0
                 self.failure = ""
-            self.done += 1
+                self.done += 1
+                self._busy_since = None
 
 
 def _name_thread(name: str) -> None:

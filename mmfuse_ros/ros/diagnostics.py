@@ -49,11 +49,13 @@ class Latency:
             return {"embeddings_hz": 0.0}
         now = time.monotonic()
         recent = [row for row in rows if now - row[0] <= 5.0]
+        newest = [row[1] for row in recent if now - row[0] <= 1.0] or [rows[-1][1]]
         ages = np.array([row[1] for row in rows])
         p50, p95, p99 = np.percentile(ages, (50, 95, 99))
         span = max(now - recent[0][0], 0.2) if recent else 1.0
         return {
             "embeddings_hz": len(recent) / span,
+            "age_recent_s": float(np.median(newest)),
             "age_p50_s": float(p50),
             "age_p95_s": float(p95),
             "age_p99_s": float(p99),
@@ -70,7 +72,7 @@ class Diagnostics:
         self._config = config
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._timer = node.create_timer(
-            _LOOK_PERIOD_S, self._look, clock=Clock(clock_type=ClockType.STEADY_TIME)
+            _LOOK_PERIOD_S, self.look, clock=Clock(clock_type=ClockType.STEADY_TIME)
         )
         self._levels: dict[str, bytes] = {}
         self._published_s = 0.0
@@ -83,12 +85,14 @@ class Diagnostics:
         self.synchronizer: Synchronizer | None = None
         self.worker: Worker | None = None
         self.memory: Callable[[], Mapping[str, float]] = dict
+        self.anomaly_fault: Callable[[], str] = str
 
     def publish(self) -> None:
         """Publish the state of everything now."""
         self._send(self._statuses())
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Publish where a level has changed, or the last publication is a second ago."""
         statuses = self._statuses()
         levels = {s.name: s.level for s in statuses}
         due = time.monotonic() - self._published_s >= _PUBLISH_PERIOD_S
@@ -140,5 +144,7 @@ class Diagnostics:
                 values[key] = self.info[key]
         if self.fault:
             return Level.ERROR, self.fault, values
+        if self.anomaly_fault():
+            return Level.WARN, self.anomaly_fault(), values
         level = Level.OK if self.state == "active" else Level.WARN
         return level, self.state, values

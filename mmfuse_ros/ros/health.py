@@ -22,6 +22,7 @@ Row = tuple[Level, str, dict[str, Any]]
 _RECENT_S = 2.0
 _RATE_WARN = 0.2
 _HELD_WARN = 0.5
+_CLIP_WARN = 0.01
 
 _DROP_REMEDY = {
     "zero_stamp": "the driver does not stamp; set {m}.stamps to arrival",
@@ -66,6 +67,7 @@ def input_row(
         "topic": source.topic,
         "type": source.type_name,
         "messages": source.received,
+        "accepted": source.accepted,
         "lost_by_transport": source.lost,
         "rejected": sum(source.rejected.values()),
         **{f"rejected_{reason}": n for reason, n in source.rejected.items()},
@@ -76,11 +78,20 @@ def input_row(
         "used": stream.used,
         "pending": stream.pending,
         **{f"dropped_{reason}": n for reason, n in stream.dropped.items()},
-        "held_share": stream.held_share,
+        **_content(source, stream),
         "last_error": source.last_error,
     }
     level, text = _judge_input(source, stream, config, silent_s, undecodable, dropping)
     return level, text, values
+
+
+def _content(source: Input, stream: StreamStatus) -> dict[str, Any]:
+    if source.modality.is_camera:
+        return {"frozen_s": source.picture.frozen_s}
+    content = {"held_share": stream.held_share}
+    if source.modality is Modality.AUDIO:
+        content["clipped_share"] = source.clipping.share
+    return content
 
 
 def _judge_input(
@@ -108,6 +119,13 @@ def _judge_input(
     if dropping:
         reasons = "; ".join(f"{r}: {_DROP_REMEDY[r].format(m=modality)}" for r in dropping)
         return Level.WARN, f"samples are dropped ({reasons})"
+    freeze_s = config.watchdog.freeze_s
+    if freeze_s and source.picture.frozen_s > freeze_s:
+        text = f"the picture has not changed for {source.picture.frozen_s:.1f} s while frames"
+        return Level.WARN, f"{text} arrive; restart the camera's driver"
+    if source.clipping.share > _CLIP_WARN:
+        share = f"{source.clipping.share:.0%} of the samples are at full scale"
+        return Level.WARN, f"{share}: the sound is clipped; lower the microphone's gain"
     nominal = 0.0 if modality.is_camera else getattr(config, modality.value).rate_hz
     if nominal and stream.rate_hz and abs(stream.rate_hz / nominal - 1.0) > _RATE_WARN:
         rate = f"{stream.rate_hz:.0f} samples/s, expected {nominal:.0f}"
@@ -120,7 +138,7 @@ def _judge_input(
 def sync_row(latency: Mapping[str, float], counters: Mapping[str, int], config: Config) -> Row:
     """Judge the rate and the age of what is published."""
     values = {**latency, **counters}
-    age_s = latency.get("age_p50_s", 0.0)
+    age_s = latency.get("age_recent_s", 0.0)
     rate_hz = latency["embeddings_hz"]
     if age_s > config.watchdog.latency_s:
         text = f"embeddings are {age_s:.2f} s old at publication, watchdog.latency_s is "
@@ -133,9 +151,8 @@ def sync_row(latency: Mapping[str, float], counters: Mapping[str, int], config: 
 def worker_row(worker: Worker, config: Config) -> Row:
     """Judge the thread that runs the model."""
     values = {
-        "done": worker.done,
+        **worker.counters(),
         "busy_s": worker.busy_s,
-        **{f"dropped_{reason}": n for reason, n in worker.dropped.items()},
     }
     if worker.halted:
         return Level.ERROR, f"halted: {worker.failure}; call ~/reset", values
@@ -144,6 +161,8 @@ def worker_row(worker: Worker, config: Config) -> Row:
     if worker.busy_s > config.watchdog.stall_s:
         text = f"a window has taken {worker.busy_s:.1f} s, watchdog.stall_s is "
         return Level.ERROR, text + f"{config.watchdog.stall_s:g}", values
+    if worker.refused:
+        return Level.WARN, f"a request failed: {worker.refused}; call ~/reset", values
     return Level.OK, "working", values
 
 

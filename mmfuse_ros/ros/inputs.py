@@ -9,12 +9,21 @@ from typing import Any
 
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
-from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy, qos_policy_name_from_kind
+from rclpy.qos import (
+    HistoryPolicy,
+    QoSCompatibility,
+    QoSProfile,
+    ReliabilityPolicy,
+    qos_check_compatible,
+    qos_policy_name_from_kind,
+)
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from mmfuse_ros.config import Config
 from mmfuse_ros.errors import InputError
 from mmfuse_ros.ros.adapters import make_adapter
+from mmfuse_ros.ros.content import Clipping, Picture
+from mmfuse_ros.ros.polling import Polled, serve_events, take_all
 from mmfuse_ros.ros.topics import TOPICS
 from mmfuse_ros.samples import Chunk, Frame, Modality
 
@@ -41,12 +50,15 @@ class Input:
     def __init__(self, node: Node, modality: Modality, config: Config, sink: Sink) -> None:
         self.modality = modality
         self.received = 0
+        self.accepted = 0
         self.rejected: Counter[str] = Counter()
         self.lost = 0
         self.last_error = ""
         self.last_error_s = float("-inf")
         self.last_arrival_s: float | None = None
         self.incompatible = ""
+        self.picture = Picture()
+        self.clipping = Clipping()
         self._node = node
         self._clock = node.get_clock()
         self._sim_time = bool(node.get_parameter("use_sim_time").value)
@@ -67,7 +79,10 @@ class Input:
                 incompatible_qos=self._on_incompatible, message_lost=self._on_lost
             ),
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            callback_group=None if modality.is_camera else Polled(),
         )
+        if not modality.is_camera:
+            serve_events(node, self.subscription)
 
     @property
     def topic(self) -> str:
@@ -78,6 +93,12 @@ class Input:
         """The expected message type, such as `sensor_msgs/msg/Image`."""
         kind = self._adapter.message_type
         return f"{kind.__module__.split('.')[0]}/msg/{kind.__name__}"
+
+    def drain(self) -> None:
+        """Take in the messages of a signal that wait; a camera's come by themselves."""
+        if not self.modality.is_camera:
+            for message, received_ns in take_all(self.subscription, _HISTORY[False]):
+                self._on_message(message, received_ns)
 
     def destroy(self) -> None:
         self._node.destroy_subscription(self.subscription)
@@ -91,12 +112,24 @@ class Input:
         arrival_ns = now_ns if self._sim_time or not received_ns else received_ns
         try:
             sample = self._convert(message, arrival_ns)
+            if isinstance(sample, Chunk):
+                if self.modality is Modality.AUDIO:
+                    self.clipping.add(sample.values, sample.rate_hz)
+            else:
+                self.picture.add(message.data)
+            self._sink(self.modality, sample, now_ns)
         except InputError as error:
-            self.rejected[getattr(error, "reason", "invalid")] += 1
-            self.last_error = str(error)
-            self.last_error_s = self.last_arrival_s
-            return
-        self._sink(self.modality, sample, now_ns)
+            self._reject(error.reason, str(error))
+        except Exception as error:
+            self._reject("error", f"{type(error).__name__}: {error}")
+            raise  # what nobody foresaw is shown with its traceback
+        else:
+            self.accepted += 1
+
+    def _reject(self, reason: str, text: str) -> None:
+        self.rejected[reason] += 1
+        self.last_error = text
+        self.last_error_s = time.monotonic()
 
     def _on_incompatible(self, event: Any) -> None:
         policy = qos_policy_name_from_kind(event.last_policy_kind)
@@ -122,9 +155,14 @@ class Input:
                 f"{self.topic} must carry {self.type_name}, got {wrong[0].topic_type} from "
                 f"{wrong[0].node_name}; set {self.modality}.type"
             )
-        if not infos:
-            self.incompatible = ""
+        ours = self.subscription.qos_profile
+        if self.incompatible and all(_compatible(info.qos_profile, ours) for info in infos):
+            self.incompatible = ""  # who offered too little is gone
         return self.incompatible
+
+
+def _compatible(offered: QoSProfile, asked: QoSProfile) -> bool:
+    return qos_check_compatible(offered, asked)[0] != QoSCompatibility.ERROR
 
 
 def _describe(qos: QoSProfile) -> str:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from typing import Any
 
 import rclpy
+from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
@@ -26,7 +30,7 @@ from mmfuse_ros.model.runtime import Engine, build_engine
 from mmfuse_ros.model.schedule import Schedule
 from mmfuse_ros.pipeline import Pipeline, calibration_context, warm_up
 from mmfuse_ros.ros import parameters
-from mmfuse_ros.ros.diagnostics import Diagnostics
+from mmfuse_ros.ros.diagnostics import Diagnostics, Latency
 from mmfuse_ros.ros.inputs import Input
 from mmfuse_ros.ros.logging import forward_logging
 from mmfuse_ros.ros.publishers import Publishers
@@ -37,12 +41,13 @@ from mmfuse_ros.worker import Worker
 # Windows that wait for late streams become due by time alone; this is how finely.
 _DUE_PERIOD_S = 0.01
 _STOP_TIMEOUT_S = 5.0
+_LOOK_S = 0.2
 
 Transition = Callable[["FusionNode", LifecycleState], TransitionCallbackReturn]
 
 
 def _guarded(transition: Transition) -> Transition:
-    """Log what a transition raises: rclpy would swallow it."""
+    """Log what a transition raises, and undo its half: rclpy would swallow it."""
 
     def run(self: FusionNode, state: LifecycleState) -> TransitionCallbackReturn:
         try:
@@ -50,12 +55,38 @@ def _guarded(transition: Transition) -> Transition:
         except MmfuseError as error:
             self.get_logger().error(str(error))
             self._diagnostics.fault = str(error)
+        except ExternalShutdownException:
+            self.get_logger().info("told to stop; the model is not loaded further")
         except Exception as error:  # transition boundary: the node stays up and says why
-            self.get_logger().error(f"{transition.__name__} failed", exc_info=True)
+            self.get_logger().error(f"{transition.__name__} failed\n{_traceback(error)}")
             self._diagnostics.fault = f"{type(error).__name__}: {error}"
+        # Outside of the handlers: a traceback there would hold what is to be released.
+        if transition.__name__ == "on_activate":
+            self._stop_streams()
+            LifecycleNode.on_deactivate(self, state)
+        if transition.__name__ == "on_configure":
+            self._release()
         return TransitionCallbackReturn.FAILURE
 
     run.__name__ = transition.__name__
+    return run
+
+
+def _traceback(error: Exception) -> str:
+    return "".join(traceback.format_exception(error)).rstrip()
+
+
+def _refusing(change: Callable[[Any, Any], Any], node: LifecycleNode) -> Callable[..., Any]:
+    """Answer a transition that the state does not allow: rclpy raises, and never replies."""
+
+    def run(request: Any, response: Any) -> Any:
+        try:
+            return change(request, response)
+        except RuntimeError as error:  # rclpy's RCLError; a transition's own errors end in it
+            node.get_logger().error(f"transition refused: {str(error).splitlines()[0]}")
+            response.success = False
+            return response
+
     return run
 
 
@@ -75,12 +106,16 @@ class FusionNode(LifecycleNode):
         self._active_entities: list[Callable[[], Any]] = []
         self._enabled = True
         self._phase = ""
+        self._loading: threading.Thread | None = None
         self._diagnostics = Diagnostics(self, lambda: self.config)
         self.add_on_set_parameters_callback(self._on_parameters)
         self.create_service(SetBool, "~/enable", self._on_enable)
         self.create_service(Trigger, "~/set_baseline", self._on_set_baseline)
         self.create_service(Trigger, "~/clear_baseline", self._on_clear_baseline)
         self.create_service(Trigger, "~/reset", self._on_reset)
+        for service in self.services:
+            if service.srv_type is ChangeState:
+                service.callback = _refusing(service.callback, self)
         for line in parameters.undeclared(self):
             self.get_logger().error(line)
         if self.get_parameter("autostart").value:
@@ -99,18 +134,20 @@ class FusionNode(LifecycleNode):
     @_guarded
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._diagnostics.fault = ""
+        self._diagnostics.state = "configuring"
         self.config = parameters.read(self)
         log = self.get_logger()
-        log.info(f"loading the {self.config.model.preset} model")
-        begun = time.monotonic()
-        self.engine = build_engine(self.config)
-        log.info(f"model loaded after {time.monotonic() - begun:.1f} s; warming up")
-        warm_up(self.engine, self.config)
-        log.info(f"model ready after {time.monotonic() - begun:.1f} s")
+        self.engine = self._wait_for(lambda: _load(self.config, log))
         if self.engine.info["weights"] == "random":
             log.warning("model.weights is random: embeddings are those of an untrained model")
         context = calibration_context(self.config, self.engine.info)
-        self.monitor = make_monitor(self.config.anomaly, context)
+        self.monitor = monitor = make_monitor(self.config.anomaly, context)
+        if self.config.anomaly.calibration and not monitor.calibration_id:
+            log.warning(
+                "the file of anomaly.calibration does not exist yet: uncalibrated until "
+                "`mmfuse fit` or ~/set_baseline makes it"
+            )
+        self._diagnostics.anomaly_fault = lambda: monitor.fault
         self._outputs = Publishers(self)
         self._diagnostics.info = self.engine.info
         self._diagnostics.memory = self.engine.memory
@@ -123,10 +160,13 @@ class FusionNode(LifecycleNode):
         assert self.monitor is not None
         assert self._outputs is not None
         super().on_activate(state)
+        self._diagnostics.fault = ""
+        self._diagnostics.latency = Latency()
         self.synchronizer = Synchronizer(self.config)
         schedule = Schedule(self.config.vision.period_s, self.config.audio.period_s)
         pipeline = Pipeline(self.engine, self.monitor, schedule)
         self.worker = worker = Worker(pipeline.run, self._on_result)
+        worker.enabled = self._enabled
         pipeline.dropped = lambda: worker.dropped["busy"]
         self.worker.start()
         for modality in self.config.enabled:
@@ -160,8 +200,8 @@ class FusionNode(LifecycleNode):
 
     @_guarded
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._diagnostics.fault = ""
         self._release()
-        self._diagnostics.state = "unconfigured"
         return TransitionCallbackReturn.SUCCESS
 
     @_guarded
@@ -175,7 +215,6 @@ class FusionNode(LifecycleNode):
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._stop_streams()
         self._release()
-        self._diagnostics.state = "unconfigured"
         return TransitionCallbackReturn.SUCCESS
 
     def _stop_streams(self) -> None:
@@ -199,13 +238,15 @@ class FusionNode(LifecycleNode):
         if self.engine is not None:
             self.engine.close()
         self._diagnostics.memory = dict
+        self._diagnostics.anomaly_fault = str
+        self._diagnostics.state = "unconfigured"
         self._diagnostics.info = {}
         self._outputs = self.engine = self.monitor = None
 
     def report(self, error: Exception) -> None:
         """Log what a callback raised, and show it in diagnostics until `~/reset`."""
-        text = "".join(traceback.format_exception(error)).rstrip()
-        self.get_logger().error(f"a callback failed\n{text}", throttle_duration_sec=1.0)
+        text = f"a callback failed\n{_traceback(error)}"
+        self.get_logger().error(text, throttle_duration_sec=1.0)
         self._diagnostics.fault = f"{type(error).__name__}: {error}"
 
     def close(self) -> None:
@@ -213,22 +254,58 @@ class FusionNode(LifecycleNode):
         self._stop_streams()
         self._release()
 
+    @property
+    def loading(self) -> bool:
+        """Whether a model is still being loaded that nobody waits for any more."""
+        return self._loading is not None and self._loading.is_alive()
+
+    def _wait_for(self, task: Callable[[], Engine]) -> Engine:
+        """Run a long task on a thread of its own, publish diagnostics and heed signals meanwhile.
+
+        Raises:
+            ExternalShutdownException: the process was told to stop; the task goes on unheeded.
+        """
+        outcome: Future[Engine] = Future()
+
+        def run() -> None:
+            try:
+                outcome.set_result(task())
+            except BaseException as error:  # thread boundary: raised again by who waits
+                outcome.set_exception(error)
+
+        self._loading = threading.Thread(target=run, name="mmfuse_load", daemon=True)
+        self._loading.start()
+        while not outcome.done():
+            wait([outcome], timeout=_LOOK_S)
+            if not self.context.ok():
+                raise ExternalShutdownException
+            self._diagnostics.look()
+        self._loading.join()
+        self._loading = None
+        return outcome.result()
+
     # The flow: sample -> synchroniser -> window -> worker -> result -> topics
 
     def _on_sample(self, modality: Modality, sample: Frame | Chunk, now_ns: int) -> None:
         assert self.synchronizer is not None
+        if modality.is_camera:
+            self._drain()  # a window that this frame settles holds the signals' newest samples
         self.synchronizer.offer(modality, sample, now_ns)
         self._submit(now_ns)
 
+    def _drain(self) -> None:
+        for source in self._inputs.values():
+            source.drain()
+
     def _submit_due(self) -> None:
+        self._drain()
         self._submit(self.get_clock().now().nanoseconds)
 
     def _submit(self, now_ns: int) -> None:
         assert self.synchronizer is not None
         assert self.worker is not None
         for window in self.synchronizer.take(now_ns):
-            if self._enabled:
-                self.worker.submit(dataclasses.replace(window, phase=self._phase))
+            self.worker.submit(dataclasses.replace(window, phase=self._phase))
 
     def _on_result(self, result: Result) -> None:
         """Publish; runs on the worker's thread, which saves a hop through the executor."""
@@ -255,7 +332,13 @@ class FusionNode(LifecycleNode):
 
     def _on_parameters(self, changes: Sequence[Parameter]) -> SetParametersResult:
         configured = self.engine is not None
-        config, verdict = parameters.changed(self.config, changes, configured)
+        now = self.config.to_flat() if configured else parameters.values(self)
+        config, verdict = parameters.changed(now, changes, configured)
+        if self.monitor is not None and verdict.successful:
+            try:
+                self.monitor.check(config.anomaly)
+            except MmfuseError as error:
+                verdict = SetParametersResult(successful=False, reason=str(error))
         if verdict.successful and configured:
             self.config = config
             if self.synchronizer is not None:
@@ -279,6 +362,8 @@ class FusionNode(LifecycleNode):
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         self._enabled = request.data
+        if self.worker is not None:
+            self.worker.enabled = request.data
         response.success = True
         response.message = "enabled" if request.data else "disabled: windows are not processed"
         return response
@@ -286,11 +371,17 @@ class FusionNode(LifecycleNode):
     def _on_set_baseline(self, request: Any, response: Any) -> Any:
         count = self.config.anomaly.baseline_windows
         done = self._on_worker(lambda monitor: monitor.begin_baseline(count))
-        return self._answer(response, done, f"gathering a baseline over {count} windows")
+        text = f"gathering a baseline over {count} windows"
+        if self.config.anomaly.calibration:
+            text += "; it will replace the file of anomaly.calibration"
+        return self._answer(response, done, text)
 
     def _on_clear_baseline(self, request: Any, response: Any) -> Any:
         done = self._on_worker(lambda monitor: monitor.clear_baseline())
-        return self._answer(response, done, "baseline cleared")
+        text = "baseline cleared"
+        if self.config.anomaly.calibration:
+            text += "; the file of anomaly.calibration stays and is loaded at the next start"
+        return self._answer(response, done, text)
 
     def _on_reset(self, request: Any, response: Any) -> Any:
         done = self._on_worker(lambda monitor: monitor.reset())
@@ -299,6 +390,16 @@ class FusionNode(LifecycleNode):
             self.synchronizer.reset()
             self._diagnostics.fault = ""
         return self._answer(response, done, "buffers, alarm and failures are reset")
+
+
+def _load(config: Config, log: Any) -> Engine:
+    log.info(f"loading the {config.model.preset} model")
+    begun = time.monotonic()
+    engine = build_engine(config)
+    log.info(f"model loaded after {time.monotonic() - begun:.1f} s; warming up")
+    warm_up(engine, config)
+    log.info(f"model ready after {time.monotonic() - begun:.1f} s")
+    return engine
 
 
 def _spin(node: FusionNode, executor: SingleThreadedExecutor) -> None:
@@ -328,6 +429,12 @@ def main(args: list[str] | None = None) -> int:
         executor.shutdown(timeout_sec=1.0)
         node.destroy_node()
         rclpy.try_shutdown()
+        if node.loading:
+            # Native code that compiles a model cannot be interrupted, and the interpreter must
+            # not be torn down under it.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
@@ -41,7 +41,12 @@ def read(node: Node) -> Config:
     Raises:
         ConfigError: a value breaks a rule.
     """
-    return Config.from_flat({name: node.get_parameter(name).value for name in _KNOWN})
+    return Config.from_flat(values(node))
+
+
+def values(node: Node) -> dict[str, Any]:
+    """Return the node's parameters by name, as they were given."""
+    return {name: node.get_parameter(name).value for name in _KNOWN}
 
 
 def undeclared(node: Node) -> list[str]:
@@ -60,15 +65,19 @@ def undeclared(node: Node) -> list[str]:
 
 
 def changed(
-    current: Config, changes: Sequence[RosParameter], configured: bool
+    current: Mapping[str, Any], changes: Sequence[RosParameter], configured: bool
 ) -> tuple[Config, SetParametersResult]:
-    """Return the configuration after a change, or the current one and why it is refused."""
-    flat: dict[str, Any] = current.to_flat()
+    """Return the configuration after a change, or the default one and why it is refused.
+
+    Before the node is configured, a change that leaves it as wrong as it was is accepted: wrong
+    parameters are put right one at a time.
+    """
+    flat = dict(current)
     for change in changes:
         if change.name not in _KNOWN:
             continue
         if configured and change.name not in _LIVE and change.value != _plain(flat[change.name]):
-            return current, SetParametersResult(
+            return Config(), SetParametersResult(
                 successful=False,
                 reason=f"{change.name} must be set before the node is configured, got "
                 f"{change.value!r} now; deactivate and clean up first, or restart the node",
@@ -77,7 +86,16 @@ def changed(
     try:
         return Config.from_flat(flat), SetParametersResult(successful=True)
     except ConfigError as error:
-        return current, SetParametersResult(successful=False, reason=str(error))
+        accepted = not configured and not _valid(current)
+        return Config(), SetParametersResult(successful=accepted, reason=str(error))
+
+
+def _valid(flat: Mapping[str, Any]) -> bool:
+    try:
+        Config.from_flat(flat)
+    except ConfigError:
+        return False
+    return True
 
 
 def _plain(value: Any) -> Any:

@@ -68,7 +68,7 @@ class Publishers:
 
     def destroy(self) -> None:
         for publisher in self._all:
-            self._node.destroy_publisher(publisher)
+            self._node.destroy_lifecycle_publisher(publisher)
         self._all.clear()
 
 

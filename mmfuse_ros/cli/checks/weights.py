@@ -172,6 +172,14 @@ def calibration(config: Config) -> Iterator[Finding]:
             "mmfuse fit BAG... --out FILE and set anomaly.calibration, or call ~/set_baseline",
         )
         return
+    if not artefact.exists(path):
+        yield Finding(
+            "calibration",
+            WARN,
+            f"{path} does not exist: the node reports STALE, uncalibrated, until it does",
+            "correct anomaly.calibration, make it with mmfuse fit, or call ~/set_baseline",
+        )
+        return
     try:
         calibrated = anomaly.method == "calibrated"
         header, _ = artefact.read(path, artefact.KIND if calibrated else cosine.KIND)
