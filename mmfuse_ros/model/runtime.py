@@ -14,7 +14,7 @@ import torch
 
 from mmfuse_ros import __version__
 from mmfuse_ros.config import Config
-from mmfuse_ros.errors import ConfigError, InputError
+from mmfuse_ros.errors import ConfigError, InputError, ModelError
 from mmfuse_ros.model.backends import DTYPES, EncoderBackend, TorchBackend, auto_precision
 from mmfuse_ros.model.checkpoint import encoder_sources, load_checkpoint, read_header
 from mmfuse_ros.model.encoders import seeded, tensor_hash
@@ -120,7 +120,29 @@ class Engine:
             held: vectors of earlier windows, by stream, fused with the new ones.
             lap: called with a stage's name when it has ended; stages that a device runs at once
                 are one, "model".
+
+        Raises:
+            InputError: as of `encode`.
+            ModelError: the device is out of memory; what the window held there is released.
         """
+        try:
+            return self._window(images, signals, held, lap)
+        except torch.cuda.OutOfMemoryError as error:
+            cause = str(error).partition("\n")[0]
+        # Only here, behind the handler, is the failed window's memory free to be given back.
+        torch.cuda.empty_cache()
+        raise ModelError(
+            f"the device must have memory for a window, got: {cause}; end other programs on "
+            f"{self._device}, or take a smaller model.preset"
+        )
+
+    def _window(
+        self,
+        images: Mapping[str, npt.NDArray[np.uint8]],
+        signals: Mapping[str, Signal],
+        held: Mapping[str, npt.NDArray[np.float32]] | None,
+        lap: Callable[[str], None],
+    ) -> dict[str, npt.NDArray[np.float32]]:
         vectors = self.encode(images, signals, lap)
         for name, vector in (held or {}).items():
             vectors[name] = torch.from_numpy(vector).to(self._device)
@@ -205,7 +227,7 @@ class Engine:
 
     @property
     def head(self) -> Callable[..., torch.Tensor]:
-        """The system's `fuse`, batches and masks of presence included: `mmfuse report` needs it."""
+        """The system's `fuse`, with batches and masks of presence: `mmfuse report` needs it."""
         return self._system.fuse
 
     @torch.inference_mode()

@@ -1,11 +1,13 @@
 """The engine that the node runs."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
 
 from mmfuse_ros.config import Config
-from mmfuse_ros.errors import ConfigError, InputError
+from mmfuse_ros.errors import ConfigError, InputError, ModelError
 from mmfuse_ros.model import runtime
 from mmfuse_ros.model.runtime import Engine, build_engine
 from mmfuse_ros.samples import Modality, Signal
@@ -158,3 +160,24 @@ def test_random_weights_are_named(weights):
 def test_an_unknown_backend_is_refused(make_system):
     with pytest.raises(ConfigError, match="'openvino'"):
         Engine(make_system(), backend="openvino")
+
+
+def test_out_of_memory_is_named_and_what_was_held_is_released(engine, window, monkeypatch):
+    """A double: the backend raises as CUDA does, with a tensor of the window in its hands."""
+    held, freed = [], []
+
+    def vision(pixels):
+        work = pixels.clone()
+        held.append(weakref.ref(work))
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+    def empty_cache():
+        freed.append(held[0]() is None)
+
+    monkeypatch.setattr(engine._backend, "vision", vision)
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
+    with pytest.raises(ModelError, match=r"Tried to allocate 2\.00 GiB\.; end other programs"):
+        engine.window(*window)
+    assert freed == [True]
+    monkeypatch.undo()
+    assert engine.window(*window)["embedding"].shape == (512,)

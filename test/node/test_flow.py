@@ -64,7 +64,7 @@ def test_baseline_alarm_and_clear(live, robot):
     assert "5 windows" in robot.watch.call("set_baseline")
     assert robot.run(20, until=lambda: np.isfinite(robot.latest().score))
     assert not robot.latest().flag
-    assert robot.row("input audio")[0] == 0
+    assert robot.run(10, until=lambda: robot.row("input audio")[0] == 0), robot.row("input audio")
     robot.watch.call("clear_baseline")
     assert robot.run(10, until=lambda: np.isnan(robot.latest().score))
 
