@@ -44,7 +44,7 @@ setup(
         "scipy>=1.10",
         "scikit-learn>=1.2",
         "opencv-python-headless>=4.6",
-        "torch>=2.4",
+        "torch>=2.6",
         "transformers>=4.40",
         "safetensors>=0.4",
         "rosbags>=0.10",

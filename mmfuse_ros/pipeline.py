@@ -186,12 +186,14 @@ def calibration_context(config: Config, info: Mapping[str, Any]) -> dict[str, An
     context: dict[str, Any] = {
         "preset": info["preset"],
         "weights": info["weights"],
+        "fusion": info["fusion"],
         # bf16 and fp16 vectors lie apart from fp32 ones by more than they do from each other.
         "precision": "fp32" if info["precision"] == "fp32" else "half",
         "modalities": [m.value for m in config.enabled],
     }
     if info["weights"] == "random":
         context["seed"] = config.model.seed
+        context["checkpoint"] = info.get("checkpoint", "")
     for modality in config.enabled:
         if not modality.is_camera:
             section = getattr(config, modality.value)

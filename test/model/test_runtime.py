@@ -158,8 +158,8 @@ def test_random_weights_are_named(weights):
 
 
 def test_an_unknown_backend_is_refused(make_system):
-    with pytest.raises(ConfigError, match="'openvino'"):
-        Engine(make_system(), backend="openvino")
+    with pytest.raises(ConfigError, match="'tensorrt'"):
+        Engine(make_system(), backend="tensorrt")
 
 
 def test_out_of_memory_is_named_and_what_was_held_is_released(engine, window, monkeypatch):
