@@ -5,6 +5,7 @@ The constants come from the processor configuration that travels with the weight
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -129,9 +130,16 @@ def normalize_image(images: torch.Tensor, spec: ImageSpec) -> torch.Tensor:
     """Return (N, 3, S, S) float32 pixels in CLIP's units, from [0, 1] or from uint8."""
     if images.dtype == torch.uint8:
         images = images.float() / 255.0
-    mean = torch.tensor(spec.mean, device=images.device).view(1, -1, 1, 1)
-    std = torch.tensor(spec.std, device=images.device).view(1, -1, 1, 1)
+    mean, std = _channel_constants(spec, images.device)
     return (images.float() - mean) / std
+
+
+@functools.lru_cache(maxsize=16)
+def _channel_constants(spec: ImageSpec, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and std as (1, C, 1, 1), made once: an upload would break a CUDA recording."""
+    with torch.inference_mode(False):
+        mean, std = (torch.tensor(v, device=device) for v in (spec.mean, spec.std))
+        return mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
 
 
 def normalize_audio(wave: torch.Tensor, spec: AudioSpec) -> torch.Tensor:
