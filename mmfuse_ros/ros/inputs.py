@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rclpy.event_handler import SubscriptionEventCallbacks
@@ -23,7 +23,7 @@ from mmfuse_ros.config import Config
 from mmfuse_ros.errors import InputError
 from mmfuse_ros.ros.adapters import make_adapter
 from mmfuse_ros.ros.content import Clipping, Picture
-from mmfuse_ros.ros.polling import Polled, serve_events, take_all
+from mmfuse_ros.ros.polling import LossCounter, Polled, take_all
 from mmfuse_ros.ros.topics import TOPICS
 from mmfuse_ros.samples import Chunk, Frame, Modality
 
@@ -52,7 +52,7 @@ class Input:
         self.received = 0
         self.accepted = 0
         self.rejected: Counter[str] = Counter()
-        self.lost = 0
+        self._losses = LossCounter()
         self.last_error = ""
         self.last_error_s = float("-inf")
         self.last_arrival_s: float | None = None
@@ -75,14 +75,15 @@ class Input:
             TOPICS[modality] + self._adapter.topic_suffix,
             _with_info(self._on_message),
             qos,
-            event_callbacks=SubscriptionEventCallbacks(
-                incompatible_qos=self._on_incompatible, message_lost=self._on_lost
-            ),
+            event_callbacks=SubscriptionEventCallbacks(incompatible_qos=self._on_incompatible),
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
             callback_group=None if modality.is_camera else Polled(),
         )
-        if not modality.is_camera:
-            serve_events(node, self.subscription)
+
+    @property
+    def lost(self) -> int:
+        """Messages that were sent and never arrived."""
+        return self._losses.lost
 
     @property
     def topic(self) -> str:
@@ -97,14 +98,16 @@ class Input:
     def drain(self) -> None:
         """Take in the messages of a signal that wait; a camera's come by themselves."""
         if not self.modality.is_camera:
-            for message, received_ns in take_all(self.subscription, _HISTORY[False]):
-                self._on_message(message, received_ns)
+            for message, info in take_all(self.subscription, _HISTORY[False]):
+                self._on_message(message, info)
 
     def destroy(self) -> None:
         self._node.destroy_subscription(self.subscription)
 
-    def _on_message(self, message: Any, received_ns: int = 0) -> None:
+    def _on_message(self, message: Any, info: Mapping[str, Any]) -> None:
         self.received += 1
+        self._losses.add(info, self.subscription.get_publisher_count)
+        received_ns = info.get("received_timestamp", 0)
         self.last_arrival_s = time.monotonic()
         now_ns = self._clock.now().nanoseconds
         # DDS stamps the arrival before any stall of this thread; simulated time knows no such
@@ -134,9 +137,6 @@ class Input:
     def _on_incompatible(self, event: Any) -> None:
         policy = qos_policy_name_from_kind(event.last_policy_kind)
         self.incompatible = f"QoS {policy} does not match: {self._both_sides()}"
-
-    def _on_lost(self, event: Any) -> None:
-        self.lost = event.total_count
 
     def _both_sides(self) -> str:
         ours = self.subscription.qos_profile
@@ -170,9 +170,9 @@ def _describe(qos: QoSProfile) -> str:
 
 
 def _with_info(callback: Callable[..., None]) -> Callable[..., None]:
-    """Return a subscription callback that also passes DDS' time of arrival, where rclpy has it."""
+    """Return a subscription callback that also passes what DDS tells, where rclpy has it."""
     from rclpy.subscription import Subscription
 
     if not hasattr(Subscription, "CallbackType"):
-        return lambda message: callback(message)
-    return lambda message, info: callback(message, info["received_timestamp"])
+        return lambda message: callback(message, {})
+    return lambda message, info: callback(message, info)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import sys
 import threading
@@ -33,13 +34,14 @@ from mmfuse_ros.ros import parameters
 from mmfuse_ros.ros.diagnostics import Diagnostics, Latency
 from mmfuse_ros.ros.inputs import Input
 from mmfuse_ros.ros.logging import forward_logging
+from mmfuse_ros.ros.polling import calm_events
 from mmfuse_ros.ros.publishers import Publishers
 from mmfuse_ros.samples import Chunk, Frame, Modality, Result
 from mmfuse_ros.stream.synchronizer import Synchronizer
 from mmfuse_ros.worker import Worker
 
 # Windows that wait for late streams become due by time alone; this is how finely.
-_DUE_PERIOD_S = 0.01
+_DUE_PERIOD_S = 0.02
 _STOP_TIMEOUT_S = 5.0
 _LOOK_S = 0.2
 
@@ -171,6 +173,7 @@ class FusionNode(LifecycleNode):
         self.worker.start()
         for modality in self.config.enabled:
             self._inputs[modality] = Input(self, modality, self.config, self._on_sample)
+        calm_events(self)
         due = self.create_timer(
             _DUE_PERIOD_S, self._submit_due, clock=Clock(clock_type=ClockType.STEADY_TIME)
         )
@@ -425,6 +428,8 @@ def main(args: list[str] | None = None) -> int:
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     finally:
+        # What is left goes with the process: to search a model's objects for it takes seconds.
+        gc.freeze()
         node.close()
         executor.shutdown(timeout_sec=1.0)
         node.destroy_node()
