@@ -2,8 +2,8 @@
 
     python bench/gpu.py [--preset balanced] [--compile] > gpu.json
 
-One window in process (p50, p99, device memory), equality of the recorded path with the plain one,
-and offline batches as a share of the device's measured matrix rate. With `--device cpu --quick` the
+One window in process (p50, p99, device memory), equality of the recorded path with the plain,
+and offline batches as a share of the measured matrix rate. With `--device cpu --quick` the
 same code runs on a CPU, where there are no graphs; that tests the script and measures nothing.
 """
 
@@ -22,17 +22,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mmfuse_ros.cli.benches.load import (  # noqa: E402
+from mmfuse_ros.cli.benches.load import (
     host,
     input_hash,
     make_images,
     make_signals,
     quantiles_ms,
 )
-from mmfuse_ros.config import PRESETS, Config  # noqa: E402
-from mmfuse_ros.model.preprocess import normalize_audio, normalize_image  # noqa: E402
-from mmfuse_ros.model.reference import Reference, window_flops  # noqa: E402
-from mmfuse_ros.model.runtime import Engine, build_engine, build_system  # noqa: E402
+from mmfuse_ros.config import PRESETS, Config
+from mmfuse_ros.model.preprocess import normalize_audio, normalize_image
+from mmfuse_ros.model.reference import Reference, window_flops
+from mmfuse_ros.model.runtime import Engine, build_engine, build_system
 
 BATCHES = (1, 8, 16, 32, 64, 128, 256)
 GEMM = 8192

@@ -94,6 +94,8 @@ class Engine:
         self._graphs: WindowGraphs | None = None
         self._warming = False
         if self._device.type == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()  # what the fp32 weights held is given back to the device
             self._graphs = WindowGraphs(system, self._backend, CudaRecorder(self._device))
         self.info: dict[str, Any] = {
             "model": f"mmfuse_ros {__version__}",
