@@ -121,6 +121,10 @@ def test_a_looped_recording_under_simulated_time(replay, start, robot, tmp_path)
     # What is published lies in the recording: no window mixes two rounds, none is from now.
     assert all(START_NS <= s <= START_NS + SECONDS * 10**9 for s in stamps)
     assert process.poll() is None
+    for _ in range(100):  # diagnostics come once a second
+        robot.watch.spin_for(0.1)
+        if int(robot.row("sync")[1]["epoch"]) >= 2:
+            break
     assert int(robot.row("sync")[1]["epoch"]) >= 2
     assert node.process.poll() is None
 
