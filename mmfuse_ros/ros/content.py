@@ -15,7 +15,7 @@ _MIN_REPEATS = 2
 
 # Of full scale; converters and drivers saturate a little below it.
 _CLIP_LEVEL = 0.999
-_CLIP_MEMORY_S = 1.0
+_CLIP_MEMORY_S = 0.5
 
 
 class Picture:

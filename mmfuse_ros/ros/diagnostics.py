@@ -19,7 +19,7 @@ from rclpy.lifecycle import LifecycleNode
 from mmfuse_ros.config import Config
 from mmfuse_ros.ros.health import DropWatch, Row, input_row, resident_mb, sync_row, worker_row
 from mmfuse_ros.ros.inputs import Input
-from mmfuse_ros.ros.publishers import status
+from mmfuse_ros.ros.publishers import full_name, status
 from mmfuse_ros.samples import NS_PER_S, Level, Modality, Result
 from mmfuse_ros.stream.synchronizer import Synchronizer
 from mmfuse_ros.worker import Worker
@@ -49,7 +49,7 @@ class Latency:
             return {"embeddings_hz": 0.0}
         now = time.monotonic()
         recent = [row for row in rows if now - row[0] <= 5.0]
-        newest = [row[1] for row in recent if now - row[0] <= 1.0] or [rows[-1][1]]
+        newest = [row[1] for row in recent if now - row[0] <= 0.5] or [rows[-1][1]]
         ages = np.array([row[1] for row in rows])
         p50, p95, p99 = np.percentile(ages, (50, 95, 99))
         span = max(now - recent[0][0], 0.2) if recent else 1.0
@@ -119,7 +119,7 @@ class Diagnostics:
                 log.warning(f"{s.name}: {s.message}")
 
     def _statuses(self) -> list[DiagnosticStatus]:
-        name, config = self._node.get_name(), self._config()
+        name, config = full_name(self._node), self._config()
         rows = [(f"{name}: node", *self._node_row())]
         if self.synchronizer is not None:
             streams = self.synchronizer.status(self._node.get_clock().now().nanoseconds)

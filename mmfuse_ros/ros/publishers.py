@@ -58,7 +58,7 @@ class Publishers:
         """Publish one result on every topic."""
         self._stamped.publish(encode(result))
         self._embedding.publish(_plain(result))
-        self._anomaly.publish(anomaly_message(self._node.get_name(), result))
+        self._anomaly.publish(anomaly_message(full_name(self._node), result))
         self._flag.publish(Bool(data=result.verdict.flag))
         self._score.publish(Float32(data=float(result.verdict.score)))
 
@@ -70,6 +70,11 @@ class Publishers:
         for publisher in self._all:
             self._node.destroy_lifecycle_publisher(publisher)
         self._all.clear()
+
+
+def full_name(node: LifecycleNode) -> str:
+    """Return a node's name with its namespace: two robots share one `/diagnostics`."""
+    return str(node.get_fully_qualified_name()).lstrip("/")
 
 
 def _plain(result: Result) -> Float32MultiArray:

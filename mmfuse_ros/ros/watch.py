@@ -34,6 +34,8 @@ class Watch(Node):
         self._executor = SingleThreadedExecutor(context=self.context)
         self._executor.add_node(self)
         self._target = target
+        own = self.get_namespace()
+        self._prefix = (target if target.startswith("/") else f"{own}/{target}").strip("/") + ": "
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self.create_subscription(
             PointCloud2, f"{target}/embedding_stamped", self._on_embedding, 50
@@ -116,23 +118,26 @@ class Watch(Node):
         self.ages_s.append((now_ns - embedding.stamp_ns) / NS_PER_S)
 
     def _on_anomaly(self, message: DiagnosticArray) -> None:
-        self.anomaly = _rows(message)
+        self.anomaly = _rows(message, self._prefix)
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
-        self.diagnostics.update(_rows(message))
-        self.diagnostics_at = time.monotonic()
+        rows = _rows(message, self._prefix)
+        if rows:
+            self.diagnostics.update(rows)
+            self.diagnostics_at = time.monotonic()
 
     def _on_info(self, message: String) -> None:
         self.info = message.data
 
 
-def _rows(message: DiagnosticArray) -> dict[str, tuple[int, dict[str, str], str]]:
-    """Return level, values and text of each status by the part of its name behind the node's."""
+def _rows(message: DiagnosticArray, prefix: str) -> dict[str, tuple[int, dict[str, str], str]]:
+    """Return level, values and text of a node's statuses, by their names without its own."""
     return {
-        s.name.partition(": ")[2]: (
+        s.name.removeprefix(prefix): (
             int.from_bytes(s.level, "little"),
             {v.key: v.value for v in s.values},
             s.message,
         )
         for s in message.status
+        if s.name.startswith(prefix)
     }

@@ -75,9 +75,12 @@ class Robot:
     """Publishes the five streams by hand or at their rates, and watches the node.
 
     `without` and the public senders let a test break one stream at a time.
+
+    Args:
+        emg_hz: rate of the EMG stream; a lower one leaves more of a small machine to the node.
     """
 
-    def __init__(self, *, target="mmfuse", emg_channels=8, namespace=""):
+    def __init__(self, *, target="mmfuse", emg_channels=8, namespace="", emg_hz=1000):
         self.context = Context()
         rclpy.init(context=self.context)
         self.node = rclpy.create_node("robot", context=self.context, namespace=namespace)
@@ -90,7 +93,7 @@ class Robot:
         self.without: set[Modality] = set()
         self.sent = dict.fromkeys(Modality, 0)
         self._rng = np.random.default_rng(0)
-        self._emg_channels = emg_channels
+        self._emg_shape = (emg_hz // 100, emg_channels)
         self._ticks = 0
         self._begun = None
 
@@ -113,7 +116,7 @@ class Robot:
         self.send(modality, message)
 
     def tick(self):
-        """Send what is due in 10 ms: audio and 10 samples of the rest; at 20 Hz a frame each."""
+        """Send what is due in 10 ms: audio, samples of the rest, and at 20 Hz a frame each."""
         self._ticks += 1
         t = (self._ticks * 160 + np.arange(160)) / 16000
         if Modality.AUDIO not in self.without:
@@ -124,7 +127,7 @@ class Robot:
             for value in self._rng.normal(2.0, 0.1, 10):
                 self.send(Modality.PRESSURE, Float32(data=float(value)))
         if Modality.EMG not in self.without:
-            for row in self._rng.normal(0, 1e-4, (10, self._emg_channels)).astype(np.float32):
+            for row in self._rng.normal(0, 1e-4, self._emg_shape).astype(np.float32):
                 data = array.array("f", row.tobytes())
                 self.send(Modality.EMG, Float32MultiArray(data=data))
         if self._ticks % 5 == 0:
