@@ -49,13 +49,13 @@ class Latency:
             return {"embeddings_hz": 0.0}
         now = time.monotonic()
         recent = [row for row in rows if now - row[0] <= 5.0]
-        newest = [row[1] for row in recent if now - row[0] <= 0.5] or [rows[-1][1]]
+        newest = [row for row in recent if now - row[0] <= 0.5] or recent[-1:]
         ages = np.array([row[1] for row in rows])
         p50, p95, p99 = np.percentile(ages, (50, 95, 99))
         span = max(now - recent[0][0], 0.2) if recent else 1.0
         return {
             "embeddings_hz": len(recent) / span,
-            "age_recent_s": float(np.median(newest)),
+            "age_recent_s": float(np.median([row[1] for row in newest])) if newest else 0.0,
             "age_p50_s": float(p50),
             "age_p95_s": float(p95),
             "age_p99_s": float(p99),

@@ -108,6 +108,7 @@ class FusionNode(LifecycleNode):
         self._active_entities: list[Callable[[], Any]] = []
         self._enabled = True
         self._phase = ""
+        self._published_id = ""
         self._loading: threading.Thread | None = None
         self._diagnostics = Diagnostics(self, lambda: self.config)
         self.add_on_set_parameters_callback(self._on_parameters)
@@ -316,6 +317,8 @@ class FusionNode(LifecycleNode):
         if publishers is not None and rclpy.ok(context=self.context):
             publishers.publish(result)
             self._diagnostics.latency.add(result, self.get_clock().now().nanoseconds)
+            if self.monitor is not None and self.monitor.calibration_id != self._published_id:
+                self._publish_info()  # a baseline has been gathered
 
     def _on_phase(self, message: String) -> None:
         self._phase = message.data
@@ -328,7 +331,8 @@ class FusionNode(LifecycleNode):
     def _publish_info(self) -> None:
         if self.engine is None or self.monitor is None or self._outputs is None:
             return
-        info = {**self.engine.info, "calibration_id": self.monitor.calibration_id}
+        self._published_id = self.monitor.calibration_id
+        info = {**self.engine.info, "calibration_id": self._published_id}
         self._outputs.publish_info(info)
 
     # Parameters and services

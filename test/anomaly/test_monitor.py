@@ -105,6 +105,28 @@ class TestCosine:
         with pytest.raises(CalibrationError, match="must be a mmfuse-calibration file"):
             make_monitor(dataclasses.replace(config, method="calibrated"))
 
+    def test_a_live_baseline_is_kept_in_the_file_of_the_parameter(self, tmp_path):
+        path = tmp_path / "b"
+        config = AnomalyConfig(method="cosine", calibration=str(path))
+        monitor = make_monitor(config, {"preset": "x"})
+        assert monitor.observe(0, {"embedding": np.ones(2)}).level is Level.STALE
+        monitor.begin_baseline(1)
+        monitor.observe(1, {"embedding": np.ones(2)})
+        again = make_monitor(config, {"preset": "x"})
+        assert again.calibration_id == monitor.calibration_id != ""
+        kept = path.read_bytes()
+        monitor.clear_baseline()
+        assert path.read_bytes() == kept
+
+    def test_a_baseline_that_cannot_be_saved_is_used_and_says_so(self, tmp_path):
+        config = AnomalyConfig(method="cosine", calibration=str(tmp_path / "nowhere" / "b"))
+        monitor = make_monitor(config)
+        monitor.begin_baseline(1)
+        assert monitor.observe(0, {"embedding": np.ones(2)}).level is Level.OK
+        assert "could not be saved (No such file or directory)" in monitor.fault
+        monitor.begin_baseline(1)
+        assert monitor.fault == ""
+
     def test_refuses_nonsense(self):
         with pytest.raises(ConfigError, match="at least 1 window, got 0"):
             CosineMonitor().begin_baseline(0)
@@ -167,9 +189,10 @@ class TestCalibrated:
         monitor.configure(AnomalyConfig(alpha=0.02))
         assert detector.enabled == ("audio", "emg")
 
-    def test_gathers_a_calibration_live(self):
+    def test_gathers_a_calibration_live(self, tmp_path):
         rng = np.random.default_rng(4)
         monitor = CalibratedMonitor(alpha=0.05, context={"preset": "x"}, window_s=0.5)
+        monitor.path = str(tmp_path / "live")
         monitor.begin_baseline(10)
         texts = []
         for i in range(200):  # 2 Hz, 100 s
@@ -183,6 +206,14 @@ class TestCalibrated:
         assert monitor.detector.context == {"preset": "x"}
         assert len(monitor.calibration_id) == 12
         assert monitor.observe(i * SECOND, window(rng, 30.0)).level is Level.WARN
+        assert (
+            make_monitor(
+                AnomalyConfig(calibration=monitor.path, alpha=0.05), {"preset": "x"}
+            ).calibration_id
+            == monitor.calibration_id
+        )
+        with pytest.raises(CalibrationError, match="alpha must be at least"):
+            monitor.check(AnomalyConfig(alpha=1e-5))
         monitor.clear_baseline()
         assert monitor.observe(0, window(rng)).message == "uncalibrated"
 

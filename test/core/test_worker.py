@@ -55,6 +55,13 @@ class Harness:
         assert done.wait(5)
 
 
+def adds_up(worker):
+    count = worker.counters()
+    dropped = sum(n for name, n in count.items() if name.startswith("dropped_"))
+    assert count["submitted"] == count["done"] + count["pending"] + dropped, count
+    return count
+
+
 @pytest.fixture
 def harness():
     h = Harness()
@@ -73,7 +80,7 @@ def test_newest_window_wins(harness):
         assert harness.arrived.acquire(timeout=5)
     assert harness.results == [1, 4]
     assert harness.worker.dropped["busy"] == 2
-    assert harness.worker.done + sum(harness.worker.dropped.values()) >= 3
+    assert adds_up(harness.worker)["submitted"] == 4
 
 
 def test_tasks_run_on_the_workers_thread_before_the_next_window(harness):
@@ -114,16 +121,34 @@ def test_three_failures_in_a_row_halt_until_resume(harness):
     assert harness.worker.halted
     harness.worker.submit(window(9))
     assert harness.worker.dropped["halted"] == 1
+    assert adds_up(harness.worker) == {**harness.worker.counters(), "dropped_failed": 3}
     harness.worker.resume()
     harness.error = None
     harness.feed(10)
     assert harness.results == [10]
 
 
-def test_a_failed_task_does_not_end_the_thread(harness):
+def test_a_failed_task_does_not_end_the_thread_and_is_named_until_resume(harness):
     harness.worker.post(lambda: 1 / 0)
     harness.feed(1)
     assert harness.results == [1]
+    assert "ZeroDivisionError" in harness.worker.refused
+    harness.worker.resume()
+    assert harness.worker.refused == ""
+
+
+def test_the_account_holds_at_every_moment(harness):
+    harness.worker.submit(window(1))
+    assert harness.entered.acquire(timeout=5)
+    assert adds_up(harness.worker)["pending"] == 1
+    harness.worker.submit(window(2))
+    assert adds_up(harness.worker)["pending"] == 2
+    harness.worker.enabled = False
+    harness.worker.submit(window(3))
+    assert adds_up(harness.worker)["dropped_disabled"] == 1
+    harness.permits.release(2)
+    for _ in range(2):
+        assert harness.arrived.acquire(timeout=5)
 
 
 def test_stop_is_prompt_and_final():
