@@ -77,7 +77,7 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any], console: Console) ->
     for column in ("number", "old", "new", "ratio"):
         table.add_column(column, justify="left" if column == "number" else "right")
     for name, value in numbers(new):
-        if name in before and before[name]:
+        if before.get(name):
             ratio = value / before[name]
             table.add_row(name, f"{before[name]:.3g}", f"{value:.3g}", f"{ratio:.2f}")
     console.print(table)
