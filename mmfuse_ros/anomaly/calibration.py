@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtri, stdtr
+from scipy.special import stdtr
 
 from mmfuse_ros.errors import CalibrationError
 
@@ -160,11 +160,15 @@ class TailModel:
 
     def p(self, values: FloatArray) -> FloatArray:
         """Return p-values in (0, 1] of scores of any shape; NaN stays NaN."""
+        return self.both(values)[0]
+
+    def both(self, values: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return p-values, and those of the t tail alone, which never stop at a step."""
         values = self._transform(np.asarray(values, dtype=np.float64))
         standard = np.clip((values - self.centre) / self.deviation, -1e8, 1e8)
-        tail = stdtr(self.dof, -standard)
+        tail = np.clip(stdtr(self.dof, -standard), _P_MIN, 1.0)
         count = np.interp(values, self._sorted, self._survival, left=1.0, right=0.0)
-        return np.clip(np.maximum(tail, count), _P_MIN, 1.0)
+        return np.maximum(tail, count), tail
 
     def counted_p(self, values: FloatArray) -> FloatArray:
         """Return the p-value by counting alone, never below 1 / (units + 1)."""
@@ -195,9 +199,13 @@ class TailModel:
         return chosen
 
 
-def surprise(p: FloatArray) -> FloatArray:
-    """Return the normal deviate whose upper tail is p: about normal in normal operation."""
-    return -ndtri(np.clip(p, _P_MIN, 1.0 - 1e-12))
+def pooled_surprise(p: FloatArray) -> FloatArray:
+    """Return minus the logarithm of the harmonic mean of p-values: (n, m) -> (n,).
+
+    Wilson, "The harmonic mean p-value for combining dependent tests" (PNAS 2019). It follows the
+    smallest p where one stands out, and asks nothing of how streams depend on each other.
+    """
+    return np.log(np.mean(1.0 / np.clip(p, _P_MIN, 1.0), axis=1))
 
 
 def split_blocks(length: int, block: int) -> npt.NDArray[np.intp]:

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtr
 
-from mmfuse_ros.anomaly.calibration import TailModel, surprise
+from mmfuse_ros.anomaly.calibration import TailModel, pooled_surprise
 from mmfuse_ros.anomaly.consistency import COMPONENTS, Consistency
 from mmfuse_ros.anomaly.recordings import modality_of
 from mmfuse_ros.anomaly.scores import BlockModel
@@ -75,41 +74,41 @@ class Calibration:
 
     def __post_init__(self) -> None:
         self.tails = {}
-        columns = []
+        columns: list[Any] = []
         for column, name in enumerate(self.modalities):
             present = ~np.isnan(self.values[:, column])
             self.tails[name] = TailModel(self.values[present, column], self.unit[present])
-            columns.append(surprise(self.tails[name].p(self.values[:, column])))
+            columns.append(self.tails[name].both(self.values[:, column]))
         if self.consistency is not None:
             known = ~np.isnan(self.consistency_values)
             self.consistency_tail = TailModel(self.consistency_values[known], self.unit[known])
-            columns.append(surprise(self.consistency_tail.p(self.consistency_values)))
-        self._surprise = np.stack(columns, axis=1)
+            columns.append(self.consistency_tail.both(self.consistency_values))
+        self._left_out = np.stack(columns, axis=2)  # (2, N, columns): p, and p of the tail alone
         self._of = {
             name: [k for k in self.blocks if modality_of(k) == name] for name in self.modalities
         }
 
     def joint(self, live: tuple[str, ...]) -> TailModel | None:
-        """Return the distribution of the largest surprise among `live`, or None if unknown.
+        """Return the distribution of the pooled surprise of `live`, or None if unknown.
 
         `live` may hold `TOGETHER` for consistency. It is unknown where fewer than half of the
         units (or fewer than three) hold all of `live`.
         """
         if live not in self._joint:
             names = (*self.modalities, TOGETHER)
-            part = self._surprise[:, [names.index(name) for name in live]]
+            part = self._left_out[1][:, [names.index(name) for name in live]]
             complete = ~np.isnan(part).any(axis=1)
             units = len(np.unique(self.unit[complete]))
             enough = units >= max(3, len(np.unique(self.unit)) // 2)
             self._joint[live] = (
-                TailModel(part[complete].max(axis=1), self.unit[complete]) if enough else None
+                TailModel(pooled_surprise(part[complete]), self.unit[complete]) if enough else None
             )
         return self._joint[live]
 
     def left_out_p(self) -> FloatArray:
         """Return the joint p-value of each left-out row: (N,)."""
-        names = (*self.modalities, TOGETHER)[: self._surprise.shape[1]]
-        return self._combine(self._surprise, names)
+        names = (*self.modalities, TOGETHER)[: self._left_out.shape[2]]
+        return self._combine(self._left_out, names)
 
     def score(
         self, arrays: Mapping[str, FloatArray], disabled: frozenset[str] = frozenset()
@@ -118,43 +117,51 @@ class Calibration:
         count = len(next(iter(arrays.values()))) if arrays else 0
         given = [name for name in self.modalities if any(k in arrays for k in self._of[name])]
         modality_p = {}
+        columns: list[Any] = []  # (2, n) each: p, and p of the tail alone
+        names = []
         for name in given:
             keys = [key for key in self._of[name] if key in arrays]
             values = np.stack([_present(self.blocks[key].z, arrays[key]) for key in keys])
-            modality_p[name] = self.tails[name].p(np.fmax.reduce(values))
+            both = self.tails[name].both(np.fmax.reduce(values))
+            modality_p[name] = both[0]
+            if name not in disabled:
+                columns.append(both)
+                names.append(name)
         together, share = self._score_consistency(arrays, count)
-        names = [name for name in given if name not in disabled]
-        columns = [surprise(modality_p[name]) for name in names]
-        blame = np.stack(columns, axis=1) if columns else np.full((count, 0), np.nan)
         if self.consistency is not None and not disabled & set(self.consistency.names):
-            columns.append(surprise(together))
+            columns.append(together)
             names.append(TOGETHER)
-        stacked = np.stack(columns, axis=1) if columns else np.full((count, 0), np.nan)
+        stacked = np.stack(columns, axis=2) if columns else np.full((2, count, 0), np.nan)
         p = self._combine(stacked, tuple(names))
-        return p, modality_p, together, self._blame(blame, names, p, stacked, share)
+        return p, modality_p, together[0], self._blame(stacked[1], names, p, share)
 
     def _combine(self, stacked: FloatArray, names: tuple[str, ...]) -> FloatArray:
-        """Correct the largest surprise for the number of live columns: (n, m) -> (n,)."""
-        p = np.full(len(stacked), np.nan)
-        live = ~np.isnan(stacked)
+        """Combine the p-values of the live columns into one: (2, n, m) -> (n,).
+
+        They are ranked by their tails alone: a p-value that counts stops at a step wherever a
+        left-out recording lies, so that one that is far off would hide all that is less odd.
+        """
+        p = np.full(stacked.shape[1], np.nan)
+        live = ~np.isnan(stacked[0])
         patterns, index = np.unique(live, axis=0, return_inverse=True)
         for number, pattern in enumerate(patterns):
             m = int(pattern.sum())
             if m == 0:
                 continue
             rows = index.reshape(-1) == number
-            largest = stacked[rows][:, pattern].max(axis=1)
-            single = ndtr(-largest)
-            tail = self.joint(tuple(n for n, on in zip(names, pattern, strict=True) if on))
-            bound = np.minimum(m * single, 1.0)  # Bonferroni
-            joint = bound if m == 1 or tail is None else tail.p(largest)
-            p[rows] = np.clip(joint, np.maximum(single, 1e-300), np.maximum(bound, 1e-300))
+            counted, tail = stacked[:, rows][:, :, pattern]
+            single = counted.min(axis=1)
+            joint = self.joint(tuple(n for n, on in zip(names, pattern, strict=True) if on))
+            if m == 1 or joint is None:
+                p[rows] = np.minimum(m * single, 1.0)  # Bonferroni
+            else:
+                p[rows] = np.maximum(joint.p(pooled_surprise(tail)), single)
         return p
 
     def _score_consistency(
         self, arrays: Mapping[str, FloatArray], count: int
     ) -> tuple[FloatArray, FloatArray | None]:
-        together = np.full(count, np.nan)
+        together = np.full((2, count), np.nan)
         if self.consistency is None:
             return together, None
         parts = components({k: b.model for k, b in self.blocks.items()}, arrays)
@@ -164,29 +171,24 @@ class Calibration:
             logs, share[known] = self.consistency.log_score(
                 {name: parts[name][known] for name in self.consistency.names}
             )
-            together[known] = self.consistency_tail.p(logs)
+            together[:, known] = self.consistency_tail.both(logs)
         return together, share
 
     def _blame(
-        self,
-        blame: FloatArray,
-        names: list[str],
-        p: FloatArray,
-        stacked: FloatArray,
-        share: FloatArray | None,
+        self, tails: FloatArray, names: list[str], p: FloatArray, share: FloatArray | None
     ) -> list[str]:
+        """Return the name of the smallest tail in each row of (n, m), "" where p is NaN."""
         top = [""] * len(p)
-        filled = np.where(np.isnan(blame), -np.inf, blame)
-        for row in np.flatnonzero(~np.isnan(p)):
-            own = int(filled[row].argmax()) if filled.shape[1] else -1
-            top[row] = names[own] if own >= 0 else ""
-            # Only where no stream is strange by itself does the misfit between them speak.
-            if (
-                share is not None
-                and self.consistency is not None
-                and stacked.shape[1] > filled.shape[1]
-                and stacked[row, -1] > filled[row, own] + 1.0
-            ):
+        filled = np.where(np.isnan(tails), np.inf, tails)
+        own = filled[:, : len(names) - (TOGETHER in names)]
+        judged = self.consistency is not None and share is not None and TOGETHER in names
+        for row in np.flatnonzero(~np.isnan(p) & (own.shape[1] > 0)):
+            best = int(own[row].argmin())
+            top[row] = names[best]
+            # Only where no stream is as strange by itself does the misfit between them speak.
+            if judged and filled[row, -1] < 0.1 * own[row, best]:
+                assert self.consistency is not None
+                assert share is not None
                 top[row] = self.consistency.names[int(share[row].argmax())]
         return top
 
