@@ -35,7 +35,7 @@ setup(
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
         (f"share/{NAME}/launch", glob("launch/*.launch.py")),
-        (f"share/{NAME}/config", glob("config/*.yaml")),
+        (f"share/{NAME}/config", glob("config/*.yaml") + glob("config/*.xml")),
         (f"share/{NAME}/config/sros2", glob("config/sros2/*")),
     ],
     python_requires=">=3.10",

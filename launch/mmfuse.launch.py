@@ -10,8 +10,8 @@ from launch_ros.actions import Node
 from launch import LaunchDescription
 
 CONFIG = Path(__file__).resolve().parent.parent / "config" / "mmfuse.yaml"
-# Fast DDS' default transport loses most of large best-effort images; this one loses none.
-TRANSPORT = "SHM?max_msg_size=8MB&sockets_size=8MB"
+# Fast DDS' default transport loses most of large best-effort images; this profile's loses none.
+PROFILE = CONFIG.with_name("fastdds.xml")
 
 TOPICS = {
     "camera_1": "camera_1/image",
@@ -33,9 +33,9 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument("log_level", default_value="info", description="severity to log"),
         DeclareLaunchArgument("sim", default_value="false", description="start sensor_sim too"),
         DeclareLaunchArgument(
-            "transport",
-            default_value=TRANSPORT,
-            description="FASTDDS_BUILTIN_TRANSPORTS of the processes started here",
+            "fastdds_profile",
+            default_value=str(PROFILE),
+            description="Fast DDS profile of the processes started here; empty for none",
         ),
         *(
             DeclareLaunchArgument(name, default_value=topic, description=f"topic of {name}")
@@ -76,7 +76,9 @@ def generate_launch_description() -> LaunchDescription:
         condition=IfCondition(LaunchConfiguration("sim")),
         output="screen",
     )
-    transport = SetEnvironmentVariable(
-        "FASTDDS_BUILTIN_TRANSPORTS", LaunchConfiguration("transport")
-    )
-    return LaunchDescription([*arguments, transport, node, sim])
+    profile = [
+        # Jazzy and Kilted read the first as well as the second, Humble only the first.
+        SetEnvironmentVariable(name, LaunchConfiguration("fastdds_profile"))
+        for name in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
+    ]
+    return LaunchDescription([*arguments, *profile, node, sim])

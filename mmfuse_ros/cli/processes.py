@@ -12,48 +12,39 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from mmfuse_ros.files import atomic_write
+from mmfuse_ros.errors import ConfigError
 
-# A shared-memory segment of 512 KB, Fast DDS' default, loses most 720p images on a loaded machine,
-# and no option of FASTDDS_BUILTIN_TRANSPORTS makes it larger. As config/fastdds.xml.
-_FASTDDS_PROFILE = """<?xml version="1.0" encoding="UTF-8"?>
-<dds><profiles xmlns="http://www.eprosima.com/XMLSchemas/fastRTPS_Profiles">
-<transport_descriptors><transport_descriptor>
-<transport_id>shm</transport_id><type>SHM</type>
-<segment_size>67108864</segment_size><maxMessageSize>8388608</maxMessageSize>
-</transport_descriptor></transport_descriptors>
-<participant profile_name="mmfuse" is_default_profile="true"><rtps>
-<userTransports><transport_id>shm</transport_id></userTransports>
-<useBuiltinTransports>false</useBuiltinTransports>
-</rtps></participant>
-</profiles></dds>
-"""
-_PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
-
-# For environments that are set by hand; kinder than the default, not as good as the profile.
-TRANSPORT = "SHM?max_msg_size=8MB&sockets_size=8MB"
+PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
 _END_S = 5.0
 
 
 def ros_environment() -> dict[str, str]:
     """Return this process' environment, made safe for a private run on one machine."""
     env = dict(os.environ)
-    if not any(name in env for name in ("FASTDDS_BUILTIN_TRANSPORTS", *_PROFILE_VARIABLES)):
-        env.update(dict.fromkeys(_PROFILE_VARIABLES, str(_fastdds_profile())))
+    if not any(name in env for name in ("FASTDDS_BUILTIN_TRANSPORTS", *PROFILE_VARIABLES)):
+        env.update(dict.fromkeys(PROFILE_VARIABLES, str(fastdds_profile())))
     env.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     # The model shares the cores with DDS and Python: idle OpenMP threads must not spin.
     env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return env
 
 
-def _fastdds_profile() -> Path:
-    """Write the profile where it stays for as long as processes may start; return its path."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    path = Path(root) / "mmfuse" / "fastdds.xml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as draft:
-        draft.write_text(_FASTDDS_PROFILE)
-    return path
+def fastdds_profile() -> Path:
+    """Return the transport profile that is shipped as `config/fastdds.xml`.
+
+    Raises:
+        ConfigError: the package was installed without its configuration files.
+    """
+    checkout = Path(__file__).resolve().parents[2]
+    prefixes = [*os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep), sys.prefix]
+    places = [checkout, *(Path(p) / "share" / "mmfuse_ros" for p in prefixes if p)]
+    for place in places:
+        if (place / "config" / "fastdds.xml").is_file():
+            return place / "config" / "fastdds.xml"
+    raise ConfigError(
+        f"config/fastdds.xml must be installed with the package, it is in none of "
+        f"{', '.join(map(str, places))}; install the package again"
+    )
 
 
 class Processes:

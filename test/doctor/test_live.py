@@ -19,7 +19,7 @@ from std_msgs.msg import Float32, Float32MultiArray, Int16MultiArray  # noqa: E4
 
 from mmfuse_ros.cli.checks import loopback  # noqa: E402
 from mmfuse_ros.cli.checks.finding import FAIL, OK, WARN  # noqa: E402
-from mmfuse_ros.cli.processes import TRANSPORT, ros_environment  # noqa: E402
+from mmfuse_ros.cli.processes import PROFILE_VARIABLES, fastdds_profile, ros_environment  # noqa: E402
 from mmfuse_ros.ros.embedding import to_time  # noqa: E402
 
 DOMAIN = "177"
@@ -29,7 +29,8 @@ DOMAIN = "177"
 def node(monkeypatch):
     monkeypatch.setenv("ROS_DOMAIN_ID", DOMAIN)
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    monkeypatch.setenv("FASTDDS_BUILTIN_TRANSPORTS", TRANSPORT)
+    for name in PROFILE_VARIABLES:
+        monkeypatch.setenv(name, str(fastdds_profile()))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     context = Context()
     rclpy.init(context=context)

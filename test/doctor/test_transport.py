@@ -29,14 +29,13 @@ def levels(findings, check):
         ("", WARN, "not set"),
         ("DEFAULT", WARN, "not set"),
         ("LARGE_DATA", WARN, "not one of those"),
-        ("SHM", WARN, "max_msg_size unset, sockets_size unset"),
-        ("SHM?max_msg_size=1MB&sockets_size=8MB", WARN, "max_msg_size 1MB"),
-        ("SHM?max_msg_size=8MB&sockets_size=8MB", OK, "8MB"),
-        ("SHM?max_msg_size=8000000&sockets_size=8MiB", OK, "8MiB"),
-        ("SHM?max_msg_size=eight&sockets_size=8MB", WARN, "max_msg_size eight"),
+        ("SHM", WARN, "512 KB"),
+        ("SHM?max_msg_size=8MB&sockets_size=8MB", WARN, "512 KB"),
+        ("UDPv4", WARN, "sockets_size unset"),
+        ("UDPv4?sockets_size=4MiB", OK, "4MiB"),
+        ("UDPv4?sockets_size=four", WARN, "sockets_size four"),
         ("UDPv4?max_msg_size=64KB&sockets_size=1MB", WARN, "sockets_size 1MB"),
         (transport.UDP_TRANSPORT, OK, "4MB"),
-        (transport.TRANSPORT, OK, "8MB"),
     ],
 )
 def test_fast_dds_settings(value, level, text):
@@ -56,9 +55,9 @@ def test_fast_dds_profile_decides(tmp_path):
 
 
 def test_humble_does_not_know_the_sizes():
-    (finding,) = transport._fast_dds({VARIABLE: transport.TRANSPORT}, "humble")
+    (finding,) = transport._fast_dds({VARIABLE: transport.UDP_TRANSPORT}, "humble")
     assert finding.level == WARN
-    assert "XML profile" in finding.remedy
+    assert "config/fastdds.xml" in finding.remedy
 
 
 @pytest.mark.parametrize(
@@ -124,7 +123,7 @@ def test_a_killed_participant_leaves_what_the_doctor_finds():
         "rclpy.init(); node = rclpy.create_node('victim')\n"
         "print('ready', flush=True); time.sleep(60)\n"
     )
-    env = {**os.environ, "ROS_DOMAIN_ID": "176", VARIABLE: transport.TRANSPORT}
+    env = {**os.environ, "ROS_DOMAIN_ID": "176", VARIABLE: "SHM"}
     env["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     before = set(folder.iterdir())
     victim = subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE)

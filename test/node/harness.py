@@ -18,20 +18,19 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 from std_msgs.msg import Float32, Float32MultiArray, Int16MultiArray
 
+from mmfuse_ros.cli.processes import ros_environment
 from mmfuse_ros.ros.embedding import to_time
 from mmfuse_ros.ros.topics import TOPICS
 from mmfuse_ros.ros.watch import Watch
 from mmfuse_ros.samples import Modality
 
-TRANSPORT = "SHM?max_msg_size=8MB&sockets_size=8MB"
 RELIABLE = QoSProfile(depth=2000, reliability=ReliabilityPolicy.RELIABLE)
 
 
 def isolate(domain: int) -> None:
     """Give this process, its contexts and its children a DDS domain of their own."""
     os.environ["ROS_DOMAIN_ID"] = str(domain)
-    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-    os.environ["FASTDDS_BUILTIN_TRANSPORTS"] = TRANSPORT
+    os.environ.update(ros_environment())
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
