@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 
 import pytest
+from harness import RELIABLE
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 from std_msgs.msg import Float32, Float32MultiArray, Int16MultiArray, String, UInt8MultiArray
@@ -84,6 +85,13 @@ def test_wrong_qos_is_named_with_both_sides(start, robot):
     assert "reliable" in text
     assert "best_effort" in text
     assert robot.run(20, until=lambda: Modality.CAMERA_1 in robot.mask()), node.text()
+    # A driver that fits joins, and the one that does not goes: nothing is wrong any more.
+    refused = robot.out[Modality.PRESSURE]
+    robot.out[Modality.PRESSURE] = robot.node.create_publisher(Float32, "pressure", RELIABLE)
+    assert robot.run(20, until=lambda: Modality.PRESSURE in robot.mask())
+    assert robot.row("input pressure")[0] == 2
+    robot.node.destroy_publisher(refused)
+    assert robot.run(20, until=lambda: robot.row("input pressure")[0] == 0)
 
 
 def test_encoded_audio_is_refused_with_a_remedy(start, robot):
