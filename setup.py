@@ -45,7 +45,8 @@ setup(
         "scikit-learn>=1.2",
         "opencv-python-headless>=4.6",
         "torch>=2.6",
-        "transformers>=4.40",
+        "transformers>=4.48",
+        "huggingface_hub",
         "safetensors>=0.4",
         "rosbags>=0.10",
         "rich>=13",
@@ -71,7 +72,6 @@ setup(
             "colcon-python-setup-py",
         ],
     },
-    tests_require=["pytest"],
     zip_safe=False,
     entry_points={
         "console_scripts": [

@@ -8,6 +8,7 @@ dotted path, such as `sync.tolerance_s`.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from mmfuse_ros.samples import CAMERAS, SIGNALS, Modality
 
 MODALITIES = tuple(m.value for m in Modality)
 PRESETS = ("lightweight", "balanced", "high_capacity")
+# What a calibration is fitted for where nobody says; a few recordings support it.
+DEFAULT_ALPHA = 0.05
 FUSIONS = ("concat_project", "weighted_sum", "attention")
 
 
@@ -53,7 +56,7 @@ class Parameter:
 def _check_value(name: str, spec: dataclasses.Field[Any], value: Any) -> Any:
     default, meta = spec.default, spec.metadata
     if isinstance(default, tuple):
-        if isinstance(value, str) or not all(isinstance(v, str) for v in value):
+        if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
             raise ConfigError(f"{name} must be a list of strings, got {value!r}")
         value = tuple(v for v in value if v)
         unknown = [v for v in value if meta["choices"] and v not in meta["choices"]]
@@ -306,7 +309,9 @@ class ModelConfig(_Section):
         "Runtime of the encoders; auto picks the faster installed one.",
         choices=("auto", "torch", "openvino"),
     )
-    threads: int = param(0, "CPU threads of the model; 0 takes all cores.", low=0, high=1024)
+    threads: int = param(
+        0, "CPU threads of the model; 0 leaves the choice to the runtime.", low=0, high=1024
+    )
 
 
 @dataclass(frozen=True)
@@ -324,9 +329,10 @@ class AnomalyConfig(_Section):
         "need not exist before.",
     )
     alpha: float = param(
-        0.01,
-        "False-alarm probability of a window in normal operation.",
-        low=1e-6,
+        0.0,
+        "False-alarm probability of a window in normal operation; 0 takes the calibration's own, "
+        "and 0.05 for one gathered live.",
+        low=0.0,
         high=0.5,
         live=True,
     )
@@ -448,7 +454,9 @@ class Config:
         known = {p.name for p in parameters()}
         for name, value in values.items():
             if name not in known:
-                raise ConfigError(f"unknown parameter {name!r}; `mmfuse parameters` lists all")
+                near = difflib.get_close_matches(name, known, n=1)
+                remedy = f"did you mean {near[0]}?" if near else "`mmfuse parameters` lists all"
+                raise ConfigError(f"unknown parameter {name!r}; {remedy}")
             section, _, leaf = name.rpartition(".")
             (sections.setdefault(section, {}) if section else top)[leaf] = value
         for section, leaves in sections.items():

@@ -15,7 +15,7 @@ from mmfuse_ros.anomaly.debounce import Debounce, severity
 from mmfuse_ros.anomaly.detector import Detector
 from mmfuse_ros.anomaly.drift import DriftMonitor
 from mmfuse_ros.anomaly.recordings import BLOCK_S
-from mmfuse_ros.config import AnomalyConfig
+from mmfuse_ros.config import DEFAULT_ALPHA, AnomalyConfig
 from mmfuse_ros.errors import CalibrationError, ConfigError
 from mmfuse_ros.samples import NS_PER_S, Level, ModalityVerdict, Verdict
 
@@ -47,7 +47,7 @@ class CalibratedMonitor:
         debounce: Debounce | None = None,
         context: Mapping[str, object] | None = None,
         *,
-        alpha: float = 0.01,
+        alpha: float = DEFAULT_ALPHA,
         modalities: tuple[str, ...] | None = None,
         window_s: float = 3.0,
     ) -> None:
@@ -74,13 +74,13 @@ class CalibratedMonitor:
         if artefact.exists(config.calibration):
             detector = Detector.load(config.calibration)
             detector.check_context(context)
-            detector.alpha = config.alpha
+            detector.alpha = _alpha(config, detector)
         spans = [v for k, v in context.items() if k.endswith("window_s")]
         monitor = cls(
             detector,
             Debounce(config.debounce_k, config.debounce_n),
             context,
-            alpha=config.alpha,
+            alpha=_alpha(config, detector),
             modalities=config.modalities,
         )
         monitor.path = config.calibration
@@ -95,8 +95,9 @@ class CalibratedMonitor:
     def configure(self, config: AnomalyConfig) -> None:
         """Take alpha, debounce and modalities; see `Monitor.configure`."""
         if self.detector is not None:
-            self.detector.alpha = config.alpha  # may refuse: before anything else is changed
-        self.alpha = config.alpha
+            # May refuse: before anything else is changed.
+            self.detector.alpha = _alpha(config, self.detector)
+        self.alpha = _alpha(config, self.detector)
         self.modalities = config.modalities
         self._select(self.detector)
         self.debounce = self.debounce.changed(config.debounce_k, config.debounce_n)
@@ -105,7 +106,7 @@ class CalibratedMonitor:
         """Refuse an alpha that the calibration cannot support; see `Monitor.check`."""
         detector = self.detector
         if detector is not None:
-            detector.check_alpha(config.alpha)
+            detector.check_alpha(_alpha(config, detector))
 
     def reset(self) -> None:
         """Forget recent windows, the alarm and the drift; keep the calibration."""
@@ -225,6 +226,11 @@ class CalibratedMonitor:
         self.reset()
         self.fault = artefact.keep(detector.save, self.path)
         return ""
+
+
+def _alpha(config: AnomalyConfig, detector: Detector | None) -> float:
+    """Return the alpha that is asked for, or the calibration's own."""
+    return config.alpha or (DEFAULT_ALPHA if detector is None else detector.fitted_alpha)
 
 
 class _Gathering:

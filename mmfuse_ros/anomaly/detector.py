@@ -155,6 +155,11 @@ class Detector:
             check_alpha(value, promise.units, promise.unit)
 
     @property
+    def fitted_alpha(self) -> float:
+        """The alpha that the calibration was fitted for."""
+        return self.promises[ALL_PHASES].alpha
+
+    @property
     def promise(self) -> Promise:
         """What the calibration of all phases can promise at the present alpha."""
         return replace(self.promises[ALL_PHASES], alpha=self._alpha)

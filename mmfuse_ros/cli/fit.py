@@ -19,7 +19,7 @@ from mmfuse_ros.cli.configuration import (
     load_config,
     load_topics,
 )
-from mmfuse_ros.config import Config
+from mmfuse_ros.config import DEFAULT_ALPHA, Config
 from mmfuse_ros.errors import CalibrationError, InputError
 from mmfuse_ros.files import atomic_write
 from mmfuse_ros.samples import SIGNALS, Modality
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     topics = load_topics(args)
     with Bag(args.bags[0]) as bag:
         config = adapt(load_config(args), bag, topics)
-    alpha = config.anomaly.alpha if args.alpha is None else args.alpha
+    alpha = args.alpha or config.anomaly.alpha or DEFAULT_ALPHA
     print("streams: " + ", ".join(m.value for m in config.enabled))
     encoder = _Encoder(config, topics, args.rate_hz, cache=not args.no_cache)
     recordings = [encoder.features(path) for path in args.bags]

@@ -24,6 +24,8 @@ def ros_environment() -> dict[str, str]:
     if not any(name in env for name in ("FASTDDS_BUILTIN_TRANSPORTS", *PROFILE_VARIABLES)):
         env.update(dict.fromkeys(PROFILE_VARIABLES, str(fastdds_profile())))
     env.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    if env.get("ROS_DISTRO") == "humble":
+        env.setdefault("ROS_LOCALHOST_ONLY", "1")  # the only one that Humble knows
     # The model shares the cores with DDS and Python: idle OpenMP threads must not spin.
     env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return env

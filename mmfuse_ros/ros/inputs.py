@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.qos import (
     HistoryPolicy,
@@ -26,6 +25,11 @@ from mmfuse_ros.ros.content import Clipping, Picture
 from mmfuse_ros.ros.polling import LossCounter, Polled, take_all
 from mmfuse_ros.ros.topics import TOPICS
 from mmfuse_ros.samples import Chunk, Frame, Modality
+
+try:
+    from rclpy.event_handler import SubscriptionEventCallbacks
+except ImportError:  # Humble
+    from rclpy.qos_event import SubscriptionEventCallbacks
 
 # While the model works on all cores this thread is stalled at times. A signal's history covers
 # the longest stall at 1 kHz; of the cameras only the newest frames are of use.
@@ -106,7 +110,7 @@ class Input:
 
     def _on_message(self, message: Any, info: Mapping[str, Any]) -> None:
         self.received += 1
-        self._losses.add(info, self.subscription.get_publisher_count)
+        self._losses.add(info, self._count_publishers)
         received_ns = info.get("received_timestamp", 0)
         self.last_arrival_s = time.monotonic()
         now_ns = self._clock.now().nanoseconds
@@ -128,6 +132,9 @@ class Input:
             raise  # what nobody foresaw is shown with its traceback
         else:
             self.accepted += 1
+
+    def _count_publishers(self) -> int:
+        return int(self._node.count_publishers(self.topic))
 
     def _reject(self, reason: str, text: str) -> None:
         self.rejected[reason] += 1

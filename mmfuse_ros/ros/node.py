@@ -119,8 +119,6 @@ class FusionNode(LifecycleNode):
         for service in self.services:
             if service.srv_type is ChangeState:
                 service.callback = _refusing(service.callback, self)
-        for line in parameters.undeclared(self):
-            self.get_logger().error(line)
         if self.get_parameter("autostart").value:
             # From a timer, not from here: the constructor must return before transitions run.
             self._autostart = self.create_timer(
@@ -338,6 +336,8 @@ class FusionNode(LifecycleNode):
     # Parameters and services
 
     def _on_parameters(self, changes: Sequence[Parameter]) -> SetParametersResult:
+        if not any(parameters.known(change.name) for change in changes):
+            return SetParametersResult(successful=True)  # rclpy's own, such as qos_overrides
         configured = self.engine is not None
         now = self.config.to_flat() if configured else parameters.values(self)
         config, verdict = parameters.changed(now, changes, configured)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,9 +38,16 @@ def read(node: Node) -> Config:
     """Return the node's parameters as a Config.
 
     Raises:
-        ConfigError: a value breaks a rule.
+        ConfigError: a value breaks a rule, or a parameter that was given does not exist.
     """
-    return Config.from_flat(values(node))
+    # rclpy drops overrides that nobody declares without a word; they are kept here only.
+    given = getattr(node, "_parameter_overrides", {})
+    unknown = {
+        name: override.value
+        for name, override in given.items()
+        if not (name.startswith("qos_overrides.") or node.has_parameter(name))
+    }
+    return Config.from_flat({**values(node), **unknown})
 
 
 def values(node: Node) -> dict[str, Any]:
@@ -49,19 +55,9 @@ def values(node: Node) -> dict[str, Any]:
     return {name: node.get_parameter(name).value for name in _KNOWN}
 
 
-def undeclared(node: Node) -> list[str]:
-    """Return a line for each given parameter that does not exist, with the nearest that does."""
-    # rclpy drops overrides that nobody declares without a word; they are kept here only.
-    given = getattr(node, "_parameter_overrides", {})
-    lines = []
-    for name in given:
-        if name in _KNOWN or name.startswith("qos_overrides.") or node.has_parameter(name):
-            continue
-        near = difflib.get_close_matches(name, _KNOWN, n=1)
-        lines.append(
-            f"unknown parameter {name!r}" + (f"; did you mean {near[0]}?" if near else "")
-        )
-    return lines
+def known(name: str) -> bool:
+    """Return whether a parameter is one of `config`."""
+    return name in _KNOWN
 
 
 def changed(
