@@ -165,8 +165,9 @@ class TailModel:
     def both(self, values: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return p-values, and those of the t tail alone, which never stop at a step."""
         values = self._transform(np.asarray(values, dtype=np.float64))
-        standard = np.clip((values - self.centre) / self.deviation, -1e8, 1e8)
-        tail = np.clip(stdtr(self.dof, -standard), _P_MIN, 1.0)
+        # np.minimum and np.maximum: np.clip costs several times as much for one window.
+        standard = np.minimum((values - self.centre) / self.deviation, 1e8)
+        tail = np.maximum(stdtr(self.dof, -np.maximum(standard, -1e8)), _P_MIN)
         count = np.interp(values, self._sorted, self._survival, left=1.0, right=0.0)
         return np.maximum(tail, count), tail
 
@@ -180,7 +181,7 @@ class TailModel:
     def _transform(self, values: FloatArray, power: float | None = None) -> FloatArray:
         power = self.power if power is None else power
         # Far beyond anything seen the transform only has to stay increasing and finite.
-        z = np.clip((values - self._origin) / self._unit, -1e3, 1e3)
+        z = np.maximum(np.minimum((values - self._origin) / self._unit, 1e3), -1e3)
         if power == 0.0:
             return z
         bent = np.expm1(power * np.minimum(z, _BEND)) / power
@@ -205,7 +206,7 @@ def pooled_surprise(p: FloatArray) -> FloatArray:
     Wilson, "The harmonic mean p-value for combining dependent tests" (PNAS 2019). It follows the
     smallest p where one stands out, and asks nothing of how streams depend on each other.
     """
-    return np.log(np.mean(1.0 / np.clip(p, _P_MIN, 1.0), axis=1))
+    return np.log(np.mean(1.0 / np.maximum(p, _P_MIN), axis=1))
 
 
 def split_blocks(length: int, block: int) -> npt.NDArray[np.intp]:

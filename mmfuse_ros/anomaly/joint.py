@@ -44,7 +44,7 @@ class Block:
 
 def combine(logs: FloatArray, centre: FloatArray, spread: FloatArray) -> FloatArray:
     """Return the mean of the normalised scores that are in use: (n, 4) -> (n,)."""
-    return ((logs - centre) / spread).sum(axis=1) / np.isfinite(spread).sum()
+    return (logs - centre) @ (1.0 / (spread * np.isfinite(spread).sum()))
 
 
 @dataclass
@@ -143,7 +143,10 @@ class Calibration:
         """
         p = np.full(stacked.shape[1], np.nan)
         live = ~np.isnan(stacked[0])
-        patterns, index = np.unique(live, axis=0, return_inverse=True)
+        if live.all():  # sorting for patterns costs more than all the rest
+            patterns, index = np.ones((1, live.shape[1]), dtype=bool), np.zeros(len(p), np.intp)
+        else:
+            patterns, index = np.unique(live, axis=0, return_inverse=True)
         for number, pattern in enumerate(patterns):
             m = int(pattern.sum())
             if m == 0:

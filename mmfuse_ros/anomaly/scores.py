@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -131,19 +132,24 @@ class BlockModel:
           1979), zero information where every axis is kept.
         """
         white, quiet, residual = self.whitening(x)
-        k = min(NEIGHBOURS, len(self.bank))
-        spread = np.einsum("ij,ij->i", white, white)  # (n,)
-        length = np.einsum("ij,ij->i", quiet, quiet)  # (n,)
-        bank_length = np.einsum("ij,ij->i", self.bank, self.bank)  # (N,)
-        distance = length[:, None] + bank_length - 2.0 * (quiet @ self.bank.T)  # (n, N)
-        near = np.partition(distance, k - 1, axis=1)[:, :k].mean(axis=1)
-        size = np.sqrt(np.einsum("ij,ij->i", x, x))
-        cosine = (x / np.maximum(size, _TINY)[:, None]) @ self.directions.T  # (n, N)
-        c = min(NEIGHBOURS, len(self.directions))
-        angle = 1.0 - np.partition(cosine, -c, axis=1)[:, -c:].mean(axis=1)
         q = white.shape[1]
-        raw = np.stack((near / q, angle, spread / q, residual), axis=1)
+        raw = np.empty((len(x), len(SCORES)))
+        k = min(NEIGHBOURS, len(self.bank))
+        near = self._lengths - 2.0 * (quiet @ self.bank.T)  # (n, N), less the row's own length
+        near.partition(k - 1, axis=1)
+        raw[:, 0] = (np.einsum("ij,ij->i", quiet, quiet) + near[:, :k].mean(axis=1)) / q
+        c = min(NEIGHBOURS, len(self.directions))
+        cosine = -(x @ self.directions.T)  # (n, N), times the row's length
+        cosine.partition(c - 1, axis=1)
+        size = np.maximum(np.sqrt(np.einsum("ij,ij->i", x, x)), _TINY)
+        raw[:, 1] = 1.0 + cosine[:, :c].mean(axis=1) / size
+        raw[:, 2] = np.einsum("ij,ij->i", white, white) / q
+        raw[:, 3] = residual
         return np.log(np.maximum(raw, 0.0) + 1e-4)
+
+    @cached_property
+    def _lengths(self) -> FloatArray:
+        return np.einsum("ij,ij->i", self.bank, self.bank)  # (N,)
 
     def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
         """Return everything that defines the model, as arrays by name."""
