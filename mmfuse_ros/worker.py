@@ -16,6 +16,8 @@ _LOG = logging.getLogger(__name__)
 # One failure may be a passing fault of a driver; three in a row are a state that a person must
 # look at, and retrying at frame rate would bury its cause in the log.
 _FAILURES_TO_HALT = 3
+# Windows that fail their checks come at frame rate: after so much quiet the next is logged anew.
+_QUIET_S = 2.0
 
 
 class Worker:
@@ -25,9 +27,9 @@ class Worker:
         run: turns a window into a result; runs on the worker's thread only.
         on_result: receives each result, on the worker's thread.
 
-    A window that raises InputError is counted and passed over. Any other error sets `failure`;
-    the next windows are tried, and after three failures in a row the worker halts until
-    `resume()`. A task that raises sets `refused`.
+    A window that raises InputError is counted, passed over and named in `input_error`. Any other
+    error sets `failure`; the next windows are tried, and after three failures in a row the worker
+    halts until `resume()`. A task that raises sets `refused`.
 
     Attributes:
         enabled: windows that are submitted while it is False are dropped and counted.
@@ -47,18 +49,29 @@ class Worker:
         self.enabled = True
         self.failure = ""
         self.refused = ""
+        self.input_error = ""
+        self.input_error_s = float("-inf")
+        self._input_reason = ""
         self.submitted = 0
         self.done = 0
-        self.dropped = {"busy": 0, "input": 0, "failed": 0, "halted": 0, "disabled": 0}
+        self.dropped = dict.fromkeys(
+            ("busy", "input", "failed", "halted", "disabled", "stopped"), 0
+        )
         self._thread = threading.Thread(target=self._loop, name="mmfuse_worker", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self, timeout_s: float) -> bool:
-        """End the thread after the window at hand; return whether it ended in time."""
+        """End the thread after the window at hand; return whether it ended in time.
+
+        The window at hand gives no result any more. May be called again.
+        """
         with self._wake:
             self._stopping = True
+            if self._window is not None:
+                self._window = None
+                self.dropped["stopped"] += 1
             self._wake.notify()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
@@ -68,13 +81,22 @@ class Worker:
         """Put a window into the mailbox; one that still waits there is dropped and counted."""
         with self._wake:
             self.submitted += 1
-            if self.halted or not self.enabled:
-                self.dropped["halted" if self.enabled else "disabled"] += 1
+            refused = self._refuses()
+            if refused:
+                self.dropped[refused] += 1
                 return
             if self._window is not None:
                 self.dropped["busy"] += 1
             self._window = window
             self._wake.notify()
+
+    def _refuses(self) -> str:
+        """Return why no window is taken now, or "" where one is."""
+        if self._stopping:
+            return "stopped"
+        if not self.enabled:
+            return "disabled"
+        return "halted" if self.halted else ""
 
     def post(self, task: Callable[[], None]) -> None:
         """Run `task` on the worker's thread before the next window."""
@@ -87,6 +109,10 @@ class Worker:
         with self._wake:
             self._failures = 0
             self.failure = self.refused = ""
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping
 
     @property
     def halted(self) -> bool:
@@ -141,25 +167,43 @@ class Worker:
     def _process(self, window: Window) -> None:
         try:
             result = self._run(window)
-            self._on_result(result)
+            # Who asked for the end may have given its outputs to another worker meanwhile.
+            stopped = self._stopping
+            if not stopped:
+                self._on_result(result)
         except InputError as error:
-            _LOG.warning("window at %d ns passed over: %s", window.stamp_ns, error)
-            with self._wake:
-                self.dropped["input"] += 1
-                self._busy_since = None
+            self._note_input_error(window, error)
+            self._finish("input")
         except Exception as error:  # thread boundary: the node stays up and says why
             _LOG.exception("window at %d ns failed", window.stamp_ns)
-            with self._wake:
-                self._failures += 1
-                self.failure = f"{type(error).__name__}: {error}"
-                self.dropped["failed"] += 1
-                self._busy_since = None
+            self._finish("failed", f"{type(error).__name__}: {error}")
         else:
-            with self._wake:
+            self._finish("stopped" if stopped else "")
+
+    def _finish(self, dropped: str, failure: str = "") -> None:
+        """Account for the window at hand, and for one that waits when the worker halts."""
+        with self._wake:
+            self._busy_since = None
+            if dropped:
+                self.dropped[dropped] += 1
+            else:
+                self.done += 1
                 self._failures = 0
                 self.failure = ""
-                self.done += 1
-                self._busy_since = None
+            if failure:
+                self._failures += 1
+                self.failure = failure
+                if self.halted and self._window is not None:
+                    self._window = None
+                    self.dropped["halted"] += 1
+
+    def _note_input_error(self, window: Window, error: InputError) -> None:
+        now = time.monotonic()
+        if error.reason != self._input_reason or now - self.input_error_s > _QUIET_S:
+            _LOG.warning("window at %d ns passed over: %s", window.stamp_ns, error)
+        self._input_reason = error.reason
+        self.input_error = str(error)
+        self.input_error_s = now
 
 
 def _name_thread(name: str) -> None:

@@ -161,6 +161,8 @@ def worker_row(worker: Worker, config: Config) -> Row:
     if worker.busy_s > config.watchdog.stall_s:
         text = f"a window has taken {worker.busy_s:.1f} s, watchdog.stall_s is "
         return Level.ERROR, text + f"{config.watchdog.stall_s:g}", values
+    if time.monotonic() - worker.input_error_s < _RECENT_S:
+        return Level.WARN, f"windows are passed over: {worker.input_error}", values
     if worker.refused:
         return Level.WARN, f"a request failed: {worker.refused}; call ~/reset", values
     return Level.OK, "working", values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -104,6 +105,19 @@ def test_bad_input_is_counted_and_passed_over(harness):
     assert not harness.worker.halted
 
 
+def test_the_cause_of_bad_input_is_kept_and_logged_once(harness, caplog):
+    harness.error = InputError("image must be 3 channels, got 5", "channels")
+    for k in range(5):
+        harness.feed(k)
+    begun = time.monotonic()
+    harness.error = InputError("a window must hold at least one usable stream", "empty")
+    harness.feed(6)
+    assert [r.levelname for r in caplog.records] == ["WARNING"] * 2
+    assert "got 5" in caplog.messages[0]
+    assert "usable stream" in harness.worker.input_error
+    assert begun <= harness.worker.input_error_s <= time.monotonic()
+
+
 def test_failure_is_named_and_forgotten_after_a_success(harness):
     harness.error = RuntimeError("device lost")
     harness.feed(1)
@@ -128,6 +142,25 @@ def test_three_failures_in_a_row_halt_until_resume(harness):
     assert harness.results == [10]
 
 
+def test_a_window_that_waits_when_the_worker_halts_is_not_processed(harness):
+    harness.error = RuntimeError("out of memory")
+    for k in range(2):
+        harness.feed(k)
+    harness.worker.submit(window(2))
+    assert harness.entered.acquire(timeout=5)
+    harness.worker.submit(window(3))
+    harness.permits.release(2)
+    done = threading.Event()
+    harness.worker.post(done.set)
+    assert done.wait(5)
+    harness.error = None
+    assert not harness.entered.acquire(timeout=0.2)
+    assert harness.worker.halted
+    assert "out of memory" in harness.worker.failure
+    count = adds_up(harness.worker)
+    assert (count["dropped_failed"], count["dropped_halted"], count["done"]) == (3, 1, 0)
+
+
 def test_a_failed_task_does_not_end_the_thread_and_is_named_until_resume(harness):
     harness.worker.post(lambda: 1 / 0)
     harness.feed(1)
@@ -149,6 +182,18 @@ def test_the_account_holds_at_every_moment(harness):
     harness.permits.release(2)
     for _ in range(2):
         assert harness.arrived.acquire(timeout=5)
+
+
+def test_a_window_that_outlives_stop_gives_no_result(harness):
+    harness.worker.submit(window(1))
+    assert harness.entered.acquire(timeout=5)
+    harness.worker.submit(window(2))
+    assert not harness.worker.stop(0.05)
+    harness.worker.submit(window(3))
+    harness.permits.release()
+    assert harness.worker.stop(5)
+    assert harness.results == []
+    assert adds_up(harness.worker)["dropped_stopped"] == 3
 
 
 def test_stop_is_prompt_and_final():
