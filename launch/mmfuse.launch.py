@@ -1,84 +1,106 @@
 """Bring up the fusion node: `ros2 launch mmfuse_ros mmfuse.launch.py params_file:=my.yaml`."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
-from launch.actions import DeclareLaunchArgument, SetEnvironmentVariable
-from launch.conditions import IfCondition
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from launch import LaunchDescription
+from launch import LaunchContext, LaunchDescription
 
-CONFIG = Path(__file__).resolve().parent.parent / "config" / "mmfuse.yaml"
-# Fast DDS' default transport loses most of large best-effort images; this profile's loses none.
-PROFILE = CONFIG.with_name("fastdds.xml")
-
+CONFIG = Path(__file__).resolve().parent.parent / "config"
+PRESETS = ("lightweight", "balanced", "high_capacity")
 TOPICS = {
     "camera_1": "camera_1/image",
     "camera_2": "camera_2/image",
     "audio": "audio",
     "pressure": "pressure",
     "emg": "emg",
+    "phase": "phase",
 }
+# Fast DDS' default transport loses most of large best-effort images; the shipped profile's loses
+# none. Humble reads the first variable, later distros the second too. What is set stays.
+TRANSPORT_VARIABLES = (
+    "FASTRTPS_DEFAULT_PROFILES_FILE",
+    "FASTDDS_DEFAULT_PROFILES_FILE",
+    "FASTDDS_BUILTIN_TRANSPORTS",
+)
+
+
+def fusion_node(context: LaunchContext) -> list[Node]:
+    """Return the node, with the parameter file and single parameters that the arguments name."""
+
+    def given(name: str) -> str:
+        return LaunchConfiguration(name).perform(context)
+
+    preset = given("preset")
+    if preset not in ("", *PRESETS):
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    file = "mmfuse" if preset in ("", "balanced") else preset
+    single = {f"model.{name}": given(name) for name in ("preset", "device", "weights")}
+    return [
+        Node(
+            package="mmfuse_ros",
+            executable="fusion_node",
+            name="mmfuse",
+            namespace=given("namespace"),
+            parameters=[
+                given("params_file") or str(CONFIG / f"{file}.yaml"),
+                {name: value for name, value in single.items() if value},
+                {
+                    "use_sim_time": LaunchConfiguration("use_sim_time"),
+                    "autostart": LaunchConfiguration("autostart"),
+                },
+            ],
+            remappings=remappings(given),
+            arguments=["--ros-args", "--log-level", given("log_level")],
+            additional_env=transport(given),
+            respawn=LaunchConfiguration("respawn"),
+            respawn_delay=1.0,
+            output="screen",
+            emulate_tty=True,
+        )
+    ]
+
+
+def remappings(given: Callable[[str], str]) -> list[tuple[str, str]]:
+    """Return a rule for each topic and for compressed images: rules match whole names."""
+    rules = [(topic, given(name)) for name, topic in TOPICS.items()]
+    cameras = [name for name in TOPICS if name.startswith("camera")]
+    return rules + [(f"{TOPICS[n]}/compressed", f"{given(n)}/compressed") for n in cameras]
+
+
+def transport(given: Callable[[str], str]) -> dict[str, str]:
+    """Return the environment that names the transport profile, where none is chosen yet."""
+    profile = given("fastdds_profile")
+    if not profile or any(name in os.environ for name in TRANSPORT_VARIABLES):
+        return {}
+    return dict.fromkeys(TRANSPORT_VARIABLES[:2], profile)
+
+
+def arguments() -> list[DeclareLaunchArgument]:
+    """Return the launch arguments of the node."""
+    named = {
+        "params_file": ("", "YAML file of parameters; empty takes the preset's"),
+        "preset": ("", f"one of {', '.join(PRESETS)}; empty leaves it to params_file"),
+        "device": ("", "cpu, cuda or cuda:N; empty leaves it to params_file"),
+        "weights": ("", "pretrained or random; empty leaves it to params_file"),
+        "namespace": ("", "namespace of the node"),
+        "use_sim_time": ("false", "follow /clock"),
+        "autostart": ("true", "configure and activate the node"),
+        "respawn": ("true", "start the node again when it has ended"),
+        "log_level": ("info", "severity to log"),
+        "fastdds_profile": (str(CONFIG / "fastdds.xml"), "Fast DDS profile; empty for none"),
+        **{name: (topic, f"topic of {name}") for name, topic in TOPICS.items()},
+    }
+    return [
+        DeclareLaunchArgument(name, default_value=value, description=text)
+        for name, (value, text) in named.items()
+    ]
 
 
 def generate_launch_description() -> LaunchDescription:
-    """Return the arguments, the node and, on request, the simulated sensors."""
-    arguments = [
-        DeclareLaunchArgument("params_file", default_value=str(CONFIG), description="YAML file"),
-        DeclareLaunchArgument("namespace", default_value="", description="namespace of the node"),
-        DeclareLaunchArgument("use_sim_time", default_value="false", description="follow /clock"),
-        DeclareLaunchArgument("autostart", default_value="true", description="go to active"),
-        DeclareLaunchArgument("respawn", default_value="true", description="restart on a crash"),
-        DeclareLaunchArgument("log_level", default_value="info", description="severity to log"),
-        DeclareLaunchArgument("sim", default_value="false", description="start sensor_sim too"),
-        DeclareLaunchArgument(
-            "fastdds_profile",
-            default_value=str(PROFILE),
-            description="Fast DDS profile of the processes started here; empty for none",
-        ),
-        *(
-            DeclareLaunchArgument(name, default_value=topic, description=f"topic of {name}")
-            for name, topic in TOPICS.items()
-        ),
-    ]
-    remappings = [(topic, LaunchConfiguration(name)) for name, topic in TOPICS.items()]
-    # Remapping rules match whole names: the compressed image topic needs its own.
-    remappings += [
-        (f"{topic}/compressed", [LaunchConfiguration(name), "/compressed"])
-        for name, topic in TOPICS.items()
-        if name.startswith("camera")
-    ]
-    node = Node(
-        package="mmfuse_ros",
-        executable="fusion_node",
-        name="mmfuse",
-        namespace=LaunchConfiguration("namespace"),
-        parameters=[
-            LaunchConfiguration("params_file"),
-            {
-                "use_sim_time": LaunchConfiguration("use_sim_time"),
-                "autostart": LaunchConfiguration("autostart"),
-            },
-        ],
-        remappings=remappings,
-        arguments=["--ros-args", "--log-level", LaunchConfiguration("log_level")],
-        respawn=LaunchConfiguration("respawn"),
-        respawn_delay=1.0,
-        output="screen",
-        emulate_tty=True,
-    )
-    sim = Node(
-        package="mmfuse_ros",
-        executable="sensor_sim",
-        namespace=LaunchConfiguration("namespace"),
-        remappings=remappings,
-        condition=IfCondition(LaunchConfiguration("sim")),
-        output="screen",
-    )
-    profile = [
-        # Jazzy and Kilted read the first as well as the second, Humble only the first.
-        SetEnvironmentVariable(name, LaunchConfiguration("fastdds_profile"))
-        for name in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
-    ]
-    return LaunchDescription([*arguments, *profile, node, sim])
+    """Return the arguments and the node."""
+    return LaunchDescription([*arguments(), OpaqueFunction(function=fusion_node)])

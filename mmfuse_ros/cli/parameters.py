@@ -5,16 +5,23 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from mmfuse_ros.config import Config, Parameter, parameters
+from mmfuse_ros.config import PRESETS, Config, Parameter, parameters
+from mmfuse_ros.model.presets import get_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    parser.add_argument("--preset", choices=PRESETS, default="balanced", help="model preset")
 
 
 def run(args: argparse.Namespace) -> int:
-    print(markdown() if args.markdown else yaml_text(Config()))
+    print(markdown() if args.markdown else yaml_text(preset_config(args.preset)))
     return 0
+
+
+def preset_config(preset: str) -> Config:
+    """Return the defaults with a preset's encoders and fusion."""
+    return Config.from_flat(get_config(preset).to_flat())
 
 
 def yaml_text(config: Config) -> str:

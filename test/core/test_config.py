@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 
-from mmfuse_ros.cli.parameters import markdown, yaml_text
+from mmfuse_ros.cli.configuration import read_parameter_file
+from mmfuse_ros.cli.parameters import markdown, preset_config, yaml_text
 from mmfuse_ros.config import Config, parameters
 from mmfuse_ros.errors import ConfigError
 from mmfuse_ros.samples import Modality, mask_modalities, modality_mask
@@ -71,17 +71,15 @@ def test_every_parameter_is_explained():
             assert p.name.endswith(("_s", "_hz", *bare)), p.name
 
 
-def test_shipped_yaml_is_the_declaration():
-    shipped = (ROOT / "config" / "mmfuse.yaml").read_text()
-    assert shipped == yaml_text(Config()) + "\n", "run: mmfuse parameters > config/mmfuse.yaml"
-    tree = yaml.safe_load(shipped)["/**"]["ros__parameters"]
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat.update({f"{key}.{leaf}": v for leaf, v in value.items()})
-        else:
-            flat[key] = value
-    assert Config.from_flat(flat) == Config()
+@pytest.mark.parametrize(
+    ("file", "preset"),
+    [("mmfuse", "balanced"), ("lightweight", "lightweight"), ("high_capacity", "high_capacity")],
+)
+def test_shipped_yaml_is_the_declaration(file, preset):
+    path = ROOT / "config" / f"{file}.yaml"
+    remedy = f"run: mmfuse parameters --preset {preset} > config/{file}.yaml"
+    assert path.read_text() == yaml_text(preset_config(preset)) + "\n", remedy
+    assert Config.from_flat(read_parameter_file(path)) == preset_config(preset)
 
 
 def test_readme_table_is_the_declaration():

@@ -152,6 +152,7 @@ def baseline(tmp_path, **changes):
     """Write a cosine baseline for the default parameters; return a Config that names it."""
     flat = {"model.weights": "random", "anomaly.method": "cosine"}
     info = {"preset": "balanced", "weights": "random", "precision": "fp32"}
+    info["fusion"] = "concat_project"
     context = {**calibration_context(Config.from_flat(flat), info), **changes}
     path = tmp_path / "baseline"
     header = {"kind": cosine.KIND, "version": artefact.VERSION, "context": context}

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 from harness import RELIABLE, Robot
+from rosbags.rosbag2 import StoragePlugin
 from sensor_msgs.msg import Image
+from test_replay import write
 
 from mmfuse_ros.samples import Modality
 
@@ -62,7 +64,9 @@ def test_everything_is_installed(prefix):
         assert script.read_text().startswith("#!/usr/bin/env python3")
     share = prefix / "share"
     assert (share / "ament_index/resource_index/packages/mmfuse_ros").is_file()
-    for name in ("package.xml", "launch/mmfuse.launch.py", "config/mmfuse.yaml"):
+    launch = [f"launch/{name}.launch.py" for name in ("mmfuse", "demo", "replay")]
+    config = [f"config/{name}.yaml" for name in ("mmfuse", "lightweight", "high_capacity")]
+    for name in ("package.xml", *launch, *config, "config/fastdds.xml"):
         assert (share / "mmfuse_ros" / name).is_file()
 
 
@@ -85,48 +89,98 @@ def test_installed_node_runs_and_ends(prefix, environment, robot, parameters, tm
     assert code == 0, _text(log)
 
 
-def test_launch_file(prefix, environment, domain, parameters, tmp_path):
-    """Bring the node to active with remaps and a YAML, and end it within 3 s of Ctrl-C."""
+LAUNCH = """
+import sys, launch
+from launch.launch_description_sources import PythonLaunchDescriptionSource as Source
+from launch.actions import IncludeLaunchDescription as Include
+service = launch.LaunchService()
+arguments = [a.split(':=') for a in sys.argv[2:]]
+include = Include(Source(sys.argv[1]), launch_arguments=arguments)
+service.include_launch_description(launch.LaunchDescription([include]))
+sys.exit(service.run())
+"""
+
+
+@pytest.fixture
+def launch(prefix, environment, tmp_path):
+    """Return a function that launches a file of the package, as `ros2 launch` does."""
     pytest.importorskip("launch", reason="launch is not on PyPI; this runs where ROS has it")
     pytest.importorskip("launch_ros", reason="launch_ros is not on PyPI")
+    running = []
+
+    def run(name, **arguments):
+        file = prefix / "share/mmfuse_ros/launch" / name
+        given = [f"{key}:={value}" for key, value in arguments.items()]
+        log = (tmp_path / f"{name}.log").open("w+")
+        running.append(
+            subprocess.Popen(
+                [sys.executable, "-c", LAUNCH, str(file), *given],
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        )
+        return running[-1], log
+
+    yield run
+    for process in running:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.fixture
+def params_file(parameters, tmp_path):
     lines = "\n".join(f"    {name}: {value!r}" for name, value in parameters.items())
-    params_file = tmp_path / "params.yaml"
-    params_file.write_text(f"/**:\n  ros__parameters:\n{lines}\n    sync.tolerance_s: 0.07\n")
-    launch_file = prefix / "share/mmfuse_ros/launch/mmfuse.launch.py"
-    code = (
-        "import sys, launch\n"
-        "from launch.launch_description_sources import PythonLaunchDescriptionSource as Source\n"
-        "from launch.actions import IncludeLaunchDescription as Include\n"
-        "service = launch.LaunchService()\n"
-        "arguments = [a.split(':=') for a in sys.argv[2:]]\n"
-        "include = Include(Source(sys.argv[1]), launch_arguments=arguments)\n"
-        "service.include_launch_description(launch.LaunchDescription([include]))\n"
-        "sys.exit(service.run())\n"
-    )
-    arguments = [f"params_file:={params_file}", "camera_1:=front/image", "namespace:=arm"]
-    log = (tmp_path / "log").open("w+")
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(launch_file), *arguments],
-        env=environment,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
+    path = tmp_path / "params.yaml"
+    path.write_text(f"/**:\n  ros__parameters:\n{lines}\n    sync.tolerance_s: 0.07\n")
+    return path
+
+
+def interrupt(process, log):
+    """Press Ctrl-C: in a terminal it reaches the whole group. Return the seconds it took."""
+    begun = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(10) == 0, _text(log)
+    return time.monotonic() - begun
+
+
+def test_mmfuse_launch(launch, params_file, domain):
+    """Bring the node to active with remaps and a YAML, and end it within 3 s of Ctrl-C."""
+    process, log = launch(
+        "mmfuse.launch.py", params_file=params_file, camera_1="front/image", namespace="arm"
     )
     robot = Robot(namespace="arm")
     try:
         front = robot.node.create_publisher(Image, "front/image", RELIABLE)
         robot.out[Modality.CAMERA_1] = front
         assert robot.run(60, until=lambda: robot.mask() == set(Modality)), _text(log)
-        begun = time.monotonic()
-        os.killpg(process.pid, signal.SIGINT)  # Ctrl-C in a terminal reaches the whole group
-        assert process.wait(10) == 0, _text(log)
-        assert time.monotonic() - begun < 3.0
+        assert interrupt(process, log) < 3.0
         assert "process has finished cleanly" in _text(log)
     finally:
         robot.close()
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+
+
+def test_replay_launch(launch, params_file, robot, tmp_path):
+    """Play a recording into the node under simulated time."""
+    folder, _ = write(tmp_path / "bag", StoragePlugin.MCAP)
+    process, log = launch("replay.launch.py", bag=folder, params_file=params_file)
+    end = time.monotonic() + 90
+    while time.monotonic() < end and robot.mask() != set(Modality):
+        robot.watch.spin_for(0.2)
+    assert robot.mask() == set(Modality), _text(log)
+    interrupt(process, log)
+
+
+def test_demo_launch(launch, robot):
+    """The preset's full-size model, untrained, on the simulated sensors."""
+    process, log = launch("demo.launch.py")
+    end = time.monotonic() + 120
+    while time.monotonic() < end and robot.mask() != set(Modality):
+        robot.watch.spin_for(0.2)
+    assert robot.mask() == set(Modality), _text(log)
+    interrupt(process, log)
 
 
 def _text(log):

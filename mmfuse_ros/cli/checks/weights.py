@@ -188,11 +188,13 @@ def calibration(config: Config) -> Iterator[Finding]:
         info = {
             "preset": config.model.preset,
             "weights": "random" if random else made_with.get("weights"),
+            "fusion": config.model.fusion,
+            "checkpoint": made_with.get("checkpoint", ""),
             "precision": "fp32" if made_with.get("precision") == "fp32" else "bf16",
         }
         artefact.check_context(made_with, calibration_context(config, info))
-        if calibrated:
-            Detector.load(path).alpha = anomaly.alpha
+        if calibrated and anomaly.alpha:
+            Detector.load(path).check_alpha(anomaly.alpha)
     except MmfuseError as error:
         yield Finding(
             "calibration", FAIL, str(error), "fit again with these parameters: mmfuse fit"
