@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from mmfuse_ros.anomaly import artefact
 from mmfuse_ros.anomaly.calibration import EXTRAPOLATION, MIN_UNITS
-from mmfuse_ros.anomaly.cosine import FUSED
 from mmfuse_ros.anomaly.debounce import Debounce, severity
 from mmfuse_ros.anomaly.detector import Detector
 from mmfuse_ros.anomaly.drift import DriftMonitor
+from mmfuse_ros.anomaly.gathering import Gathering, LiveFit
 from mmfuse_ros.anomaly.recordings import BLOCK_S
 from mmfuse_ros.config import DEFAULT_ALPHA, AnomalyConfig
 from mmfuse_ros.errors import CalibrationError, ConfigError
@@ -22,8 +22,7 @@ from mmfuse_ros.samples import NS_PER_S, Level, ModalityVerdict, Verdict
 FloatArray = npt.NDArray[np.floating]
 
 _DRIFT_SPACING_NS = round(BLOCK_S * NS_PER_S)
-_ROW_SPACING_NS = NS_PER_S // 5  # windows closer than this say nothing new to a calibration
-_LONGEST_GAP_NS = 2 * NS_PER_S
+_FITTING = "fitting the calibration gathered live"
 _MARGIN_BLOCKS = 1  # the last block may be short
 
 
@@ -60,7 +59,8 @@ class CalibratedMonitor:
         self.window_s = window_s
         self.path = ""
         self.fault = ""
-        self._gathering: _Gathering | None = None
+        self._gathering: Gathering | None = None
+        self._fit: LiveFit | None = None
         self._failure = ""
         self._last_drift_ns: int | None = None
         self._select(detector)
@@ -117,8 +117,8 @@ class CalibratedMonitor:
     def begin_baseline(self, count: int) -> None:
         """Gather a calibration from the coming windows and fit it when there are enough.
 
-        Enough is `count` windows and as many 10 s blocks as `alpha` needs (nine for 1 %). What
-        was calibrated before stays in use until then.
+        Enough is `count` windows and as many 10 s blocks as `alpha` needs (nine for 1 %). The fit
+        runs beside the windows; what was calibrated before stays in use until it is done.
 
         Raises:
             ConfigError: count is below 1.
@@ -126,12 +126,13 @@ class CalibratedMonitor:
         if count < 1:
             raise ConfigError(f"a baseline must have at least 1 window, got {count}")
         blocks = max(MIN_UNITS, math.ceil(1.0 / (EXTRAPOLATION * self.alpha) - 1.0 - 1e-9))
-        self._gathering = _Gathering(count, (blocks + _MARGIN_BLOCKS) * BLOCK_S)
+        self._fit = None
+        self._gathering = Gathering(count, (blocks + _MARGIN_BLOCKS) * BLOCK_S)
         self._failure = self.fault = ""
 
     def clear_baseline(self) -> None:
         """Drop the calibration and any that is being gathered."""
-        self.detector = self._gathering = None
+        self.detector = self._gathering = self._fit = None
         self._failure = self.fault = ""
         self.reset()
 
@@ -209,70 +210,35 @@ class CalibratedMonitor:
         return self.drift.asks
 
     def _gather(self, stamp_ns: int, features: Mapping[str, FloatArray]) -> str:
-        gathering = self._gathering
-        if gathering is None:
+        if self._fit is not None:
+            return self._adopt(self._fit)
+        if self._gathering is None:
             return ""
-        gathering.add(stamp_ns, features)
-        if not gathering.enough:
-            return gathering.progress
+        self._gathering.add(stamp_ns, features)
+        if not self._gathering.enough:
+            return self._gathering.progress
+        self._fit = LiveFit(self._gathering, self.alpha, self.window_s, self.context)
         self._gathering = None
+        return _FITTING
+
+    def _adopt(self, fit: LiveFit) -> str:
+        if not fit.done:
+            return _FITTING
+        self._fit = None
         try:
-            detector = gathering.fit(self.alpha, self.window_s, self.context)
+            if fit.detector is None:
+                raise CalibrationError(fit.failure)
+            fit.detector.alpha = self.alpha  # which may have been changed since
         except CalibrationError as error:
             self._failure = f"; the calibration gathered live failed: {error}"
             return ""
-        self._select(detector)
-        self.detector = detector
+        self._select(fit.detector)
+        self.detector = fit.detector
         self.reset()
-        self.fault = artefact.keep(detector.save, self.path)
+        self.fault = artefact.keep(fit.detector.save, self.path)
         return ""
 
 
 def _alpha(config: AnomalyConfig, detector: Detector | None) -> float:
     """Return the alpha that is asked for, or the calibration's own."""
     return config.alpha or (DEFAULT_ALPHA if detector is None else detector.fitted_alpha)
-
-
-class _Gathering:
-    """Feature rows of normal operation, gathered live."""
-
-    def __init__(self, count: int, span_s: float) -> None:
-        self._count, self._span_ns = count, span_s * NS_PER_S
-        self._seen = 0
-        self._elapsed_ns = 0
-        self._last_ns: int | None = None
-        self._kept_ns: list[int] = []
-        self._rows: list[dict[str, FloatArray]] = []
-
-    def add(self, stamp_ns: int, features: Mapping[str, FloatArray]) -> None:
-        step = 0 if self._last_ns is None else stamp_ns - self._last_ns
-        # A clock that jumps, or a pause, is not time spent in normal operation.
-        self._elapsed_ns += step if 0 <= step <= _LONGEST_GAP_NS else 0
-        self._last_ns = stamp_ns
-        self._seen += 1
-        if not self._kept_ns or self._elapsed_ns - self._kept_ns[-1] >= _ROW_SPACING_NS:
-            self._kept_ns.append(self._elapsed_ns)
-            rows = {k: np.array(v, np.float32) for k, v in features.items() if k != FUSED}
-            self._rows.append(rows)
-
-    @property
-    def enough(self) -> bool:
-        return self._seen >= self._count and self._elapsed_ns >= self._span_ns
-
-    @property
-    def progress(self) -> str:
-        return (
-            f"gathering: {self._seen} of {self._count} windows, "
-            f"{self._elapsed_ns / NS_PER_S:.0f} of {self._span_ns / NS_PER_S:.0f} s"
-        )
-
-    def fit(self, alpha: float, window_s: float, context: Mapping[str, object]) -> Detector:
-        dims = {key: len(value) for row in self._rows for key, value in row.items()}
-        recording = {
-            key: np.stack([row.get(key, np.full(dim, np.nan, np.float32)) for row in self._rows])
-            for key, dim in sorted(dims.items())
-        }
-        hop_s = float(np.median(np.diff(self._kept_ns))) / NS_PER_S
-        return Detector.fit(
-            [recording], alpha, unit="block", hop_s=hop_s, window_s=window_s, context=context
-        )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
 
 from mmfuse_ros.anomaly import Debounce, Detector
+from mmfuse_ros.anomaly.gathering import Gathering
 from mmfuse_ros.anomaly.monitor import CalibratedMonitor, CosineMonitor, make_monitor
 from mmfuse_ros.config import AnomalyConfig
 from mmfuse_ros.errors import CalibrationError, ConfigError
@@ -198,8 +200,11 @@ class TestCalibrated:
         for i in range(200):  # 2 Hz, 100 s
             verdict = monitor.observe(i * SECOND // 2, window(rng))
             texts.append(verdict.message)
-            if verdict.level is not Level.STALE:
+            if monitor._fit is not None:  # it runs beside the windows
+                assert verdict.message == "uncalibrated, fitting the calibration gathered live"
+                assert monitor._fit.wait(60.0)
                 break
+        assert monitor.observe(i * SECOND // 2, window(rng)).level is not Level.STALE
         assert texts[0].startswith("uncalibrated, gathering: 1 of 10 windows, 0 of 40 s")
         assert i == 80  # three blocks of 10 s that alpha 5 % needs, and one to spare
         assert monitor.detector.promise.unit == "block"
@@ -216,6 +221,44 @@ class TestCalibrated:
             monitor.check(AnomalyConfig(alpha=1e-5))
         monitor.clear_baseline()
         assert monitor.observe(0, window(rng)).message == "uncalibrated"
+
+    def test_windows_are_judged_while_a_new_calibration_is_fitted(self, detector, monkeypatch):
+        rng = np.random.default_rng(6)
+        go_on = threading.Event()
+        fit = Gathering.fit
+        monkeypatch.setattr(
+            Gathering, "fit", lambda *given: go_on.wait(60.0) and fit(*given), raising=True
+        )
+        monitor = CalibratedMonitor(detector, alpha=0.05, window_s=0.5)
+        monitor.begin_baseline(1)
+        for i in range(160):
+            verdict = monitor.observe(i * SECOND // 2, window(rng))
+        assert verdict.level is not Level.STALE
+        assert verdict.message.endswith("; fitting the calibration gathered live")
+        assert monitor.detector is detector
+        go_on.set()
+        assert monitor._fit.wait(60.0)
+        monitor.observe(81 * SECOND, window(rng))
+        assert monitor.detector is not detector
+
+    def test_a_live_fit_that_fails_says_why_and_one_that_is_dropped_is_not_used(self):
+        rng = np.random.default_rng(7)
+        monitor = CalibratedMonitor(alpha=0.05, window_s=0.5)
+        monitor.begin_baseline(1)
+        for i in range(80):
+            monitor.observe(i * SECOND // 2, window(rng))
+        monitor.alpha = 1e-6  # what was gathered cannot support it
+        monitor.observe(40 * SECOND, window(rng))
+        monitor._fit.wait(60.0)
+        verdict = monitor.observe(41 * SECOND, window(rng))
+        assert "gathered live failed: alpha must be at least" in verdict.message
+        monitor.alpha = 0.05
+        monitor.begin_baseline(1)
+        for i in range(81):
+            monitor.observe(i * SECOND // 2, window(rng))
+        assert monitor._fit is not None
+        monitor.clear_baseline()
+        assert monitor.observe(50 * SECOND, window(rng)).message == "uncalibrated"
 
     def test_time_that_jumps_is_not_gathered(self):
         rng = np.random.default_rng(5)
