@@ -158,9 +158,9 @@ def _film(
 
 def _jitter(frames: FloatArray, rng: np.random.Generator) -> FloatArray:
     down, right = rng.integers(-3, 4, 2)
-    moved = np.roll(frames.astype(np.float32), (down, right), axis=(1, 2))
-    bright = moved * rng.normal(1.0, 0.03)
-    return np.clip(bright + rng.normal(0.0, 2.0, bright.shape), 0.0, 255.0)
+    moved = np.roll(frames, (down, right), axis=(1, 2)) * np.float32(rng.normal(1.0, 0.03))
+    moved += np.float32(2.0) * rng.standard_normal(moved.shape, np.float32)
+    return np.clip(moved, 0.0, 255.0, out=moved)
 
 
 def _removed(

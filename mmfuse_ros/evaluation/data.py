@@ -115,18 +115,28 @@ def picture_features(frames: FloatArray) -> FloatArray:
 
     A stand-in for the camera's embedding where no pretrained weights are at hand.
     """
-    x = np.asarray(frames, np.float32) / 255.0
-    n, height, width, _ = x.shape
-    grid = x[:, : height // 8 * 8, : width // 8 * 8]
-    cell = grid.reshape(n, 8, height // 8, 8, width // 8, 3)
-    grey = grid.mean(axis=3)
-    edge = np.abs(np.diff(grey, axis=1, append=grey[:, -1:])) + np.abs(
-        np.diff(grey, axis=2, append=grey[:, :, -1:])
-    )
-    edges = edge.reshape(n, 8, height // 8, 8, width // 8).mean(axis=(2, 4))
-    return np.concatenate(
-        (cell.mean(axis=(2, 4)).reshape(n, -1), 4.0 * edges.reshape(n, -1)), axis=1
-    )
+    _, height, width, _ = frames.shape
+    rows, columns = _cells(height), _cells(width)
+    out = []
+    for frame in frames:  # one at a time: a picture fits into the processor's cache, a film not
+        x = np.asarray(frame, np.float32) / 255.0
+        cell = rows @ x.reshape(height, -1)  # (8, W * 3)
+        cell = columns @ cell.reshape(8, width, 3)  # (8, 8, 3)
+        grey = x[: height // 8 * 8, : width // 8 * 8] @ np.full(3, 1.0 / 3.0, np.float32)
+        edge = np.zeros((height, width), np.float32)
+        inner = edge[: len(grey), : grey.shape[1]]
+        inner[:-1] += np.abs(np.diff(grey, axis=0))
+        inner[:, :-1] += np.abs(np.diff(grey, axis=1))
+        out.append(np.concatenate((cell.ravel(), 4.0 * (rows @ edge @ columns.T).ravel())))
+    return np.stack(out)
+
+
+def _cells(size: int) -> FloatArray:
+    """Return what averages over eight equal cells: (8, size)."""
+    cell = size // 8
+    return np.pad(
+        np.kron(np.eye(8), np.full(cell, 1.0 / cell)), ((0, 0), (0, size - 8 * cell))
+    ).astype(np.float32)
 
 
 def slide(signal: FloatArray, size: int, hop: int) -> FloatArray:
