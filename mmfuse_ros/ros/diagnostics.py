@@ -15,9 +15,11 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode
+from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from mmfuse_ros.config import Config
-from mmfuse_ros.ros.health import DropWatch, Row, input_row, resident_mb, sync_row, worker_row
+from mmfuse_ros.memory import resident_mb
+from mmfuse_ros.ros.health import DropWatch, Row, input_row, sync_row, worker_row
 from mmfuse_ros.ros.inputs import Input
 from mmfuse_ros.ros.publishers import full_name, status
 from mmfuse_ros.samples import NS_PER_S, Level, Modality, Result
@@ -70,7 +72,12 @@ class Diagnostics:
     def __init__(self, node: LifecycleNode, config: Callable[[], Config]) -> None:
         self._node = node
         self._config = config
-        self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._publisher = node.create_publisher(
+            DiagnosticArray,
+            "/diagnostics",
+            10,
+            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+        )
         self._timer = node.create_timer(
             _LOOK_PERIOD_S, self.look, clock=Clock(clock_type=ClockType.STEADY_TIME)
         )
@@ -86,10 +93,6 @@ class Diagnostics:
         self.worker: Worker | None = None
         self.memory: Callable[[], Mapping[str, float]] = dict
         self.anomaly_fault: Callable[[], str] = str
-
-    def publish(self) -> None:
-        """Publish the state of everything now."""
-        self._send(self._statuses())
 
     def look(self) -> None:
         """Publish where a level has changed, or the last publication is a second ago."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from mmfuse_ros.config import Config
@@ -68,10 +67,11 @@ def input_row(
         "type": source.type_name,
         "messages": source.received,
         "accepted": source.accepted,
-        "lost_by_transport": source.lost,
+        "lost_by_transport": "unknown" if source.lost is None else source.lost,
         "rejected": sum(source.rejected.values()),
         **{f"rejected_{reason}": n for reason, n in source.rejected.items()},
         "rate_hz": stream.rate_hz,
+        "arrival_hz": stream.arrival_hz,
         "age_s": stream.age_s,
         "silent_s": silent_s,
         "received": stream.received,
@@ -166,9 +166,3 @@ def worker_row(worker: Worker, config: Config) -> Row:
     if worker.refused:
         return Level.WARN, f"a request failed: {worker.refused}; call ~/reset", values
     return Level.OK, "working", values
-
-
-def resident_mb() -> float:
-    """Return this process' resident memory, MiB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 2**20

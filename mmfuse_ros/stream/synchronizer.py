@@ -116,13 +116,6 @@ class Synchronizer:
             self._evict()
         return windows
 
-    @property
-    def next_deadline_ns(self) -> int | None:
-        """The node's time at which the next window is made whatever is missing."""
-        if not self._references:
-            return None
-        return self._references[0].created_ns + self._max_wait_ns
-
     def reset(self) -> None:
         """Empty all buffers and begin a new epoch."""
         self._begin_epoch("reset")

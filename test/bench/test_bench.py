@@ -12,8 +12,9 @@ from rich.console import Console
 from mmfuse_ros.cli import bench
 from mmfuse_ros.cli.benches import load, table
 from mmfuse_ros.cli.benches.model import _Pairs
-from mmfuse_ros.cli.benches.node import resident_mb, slope, thread_seconds
+from mmfuse_ros.cli.benches.node import slope, thread_seconds
 from mmfuse_ros.errors import ConfigError
+from mmfuse_ros.memory import resident_mb
 
 
 def parse(*words):

@@ -11,12 +11,13 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "mmfuse_ros"
 
-CORE = {"samples", "config", "errors", "files"}
+CORE = {"samples", "config", "errors", "files", "memory"}
 # Which parts of the package each part may import at module level or inside functions.
 ALLOWED = {
     "samples": set(),
     "errors": set(),
     "files": set(),
+    "memory": set(),
     "config": {"samples", "errors"},
     "stream": CORE,
     "model": CORE,

@@ -21,6 +21,7 @@ from mmfuse_ros.cli.benches.load import (
     quantiles_ms,
 )
 from mmfuse_ros.config import Config
+from mmfuse_ros.memory import resident_mb
 from mmfuse_ros.samples import NS_PER_S
 
 STAGES = ("preprocess", "vision", "audio", "sensors", "fusion", "anomaly", "window")
@@ -225,10 +226,7 @@ def _config(case: Case) -> Config:
 def _memory(engine: Any) -> dict[str, float]:
     """Return this process' peak and present memory, and the device's, MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    with open("/proc/self/statm", encoding="ascii") as file:
-        pages = int(file.read().split()[1])
-    now = pages * resource.getpagesize() / 2**20
-    return {"peak_mb": peak, "resident_mb": now, **engine.memory()}
+    return {"peak_mb": peak, "resident_mb": resident_mb(), **engine.memory()}
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import numpy as np
 from mmfuse_ros.cli.benches.load import CAMERA_SIZE
 from mmfuse_ros.cli.processes import Processes, ros_environment
 from mmfuse_ros.errors import MmfuseError
+from mmfuse_ros.memory import resident_mb
 from mmfuse_ros.samples import Modality
 
 if TYPE_CHECKING:
@@ -122,8 +123,8 @@ def _compare(first: _Look, second: _Look, watch: Watch) -> dict[str, Any]:
         before, after = first.inputs[name], second.inputs[name]
         count = int(after.get("messages", 0)) - int(before.get("messages", 0))
         received[name] = count / input_span if input_span > 0 else float("nan")
-        gone = int(after.get("lost_by_transport", 0)) - int(before.get("lost_by_transport", 0))
-        lost[name] = gone / max(1, count + gone)
+        gone = _lost(after) - _lost(before)
+        lost[name] = gone / max(1.0, count + gone)
         short[name] = 1.0 - received[name] / expected_hz
     cpu = {
         name: (seconds - first.cpu_s.get(name, 0.0)) / span
@@ -138,11 +139,17 @@ def _compare(first: _Look, second: _Look, watch: Watch) -> dict[str, Any]:
         "received_hz": received,
         "lost_share": lost,
         "short_share": short,
-        "worst_loss": max(lost.values()),
+        "worst_loss": float(np.max(list(lost.values()))),
         "cpu_cores": {n: c for n, c in sorted(cpu.items(), key=lambda x: -x[1]) if c >= 0.001},
         "ros_cpu_cores": sum(c for n, c in cpu.items() if n == "ros" or n.startswith("dds")),
         "worker": second.worker,
     }
+
+
+def _lost(values: dict[str, str]) -> float:
+    """Return the messages that never came, NaN where the transport cannot tell."""
+    text = values.get("lost_by_transport", "0")
+    return float("nan") if text == "unknown" else float(text)
 
 
 def thread_seconds(pid: int) -> dict[str, float]:
@@ -161,12 +168,6 @@ def thread_seconds(pid: int) -> dict[str, float]:
         spent = (int(fields[11]) + int(fields[12])) / tick
         seconds[name] = seconds.get(name, 0.0) + spent
     return seconds
-
-
-def resident_mb(pid: int) -> float:
-    """Return the resident memory of a process, MiB."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def slope(memory: list[tuple[float, float]]) -> dict[str, float]:
