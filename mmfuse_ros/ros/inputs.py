@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
+from rclpy.clock import ROSClock
 from rclpy.node import Node
 from rclpy.qos import (
     HistoryPolicy,
@@ -17,6 +19,7 @@ from rclpy.qos import (
     qos_policy_name_from_kind,
 )
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.subscription import Subscription
 
 from mmfuse_ros.config import Config
 from mmfuse_ros.errors import InputError
@@ -33,7 +36,8 @@ except ImportError:  # Humble
 
 # While the model works on all cores this thread is stalled at times. A signal's history covers
 # the longest stall at 1 kHz; of the cameras only the newest frames are of use.
-_HISTORY = {True: 5, False: 2000}
+_CAMERA_HISTORY = 5
+_SIGNAL_HISTORY = 2000
 
 Sink = Callable[[Modality, "Frame | Chunk", int], None]
 
@@ -64,14 +68,13 @@ class Input:
         self.picture = Picture()
         self.clipping = Clipping()
         self._node = node
-        self._clock = node.get_clock()
-        self._sim_time = bool(node.get_parameter("use_sim_time").value)
+        self._clock = cast(ROSClock, node.get_clock())
         self._sink = sink
         self._adapter = make_adapter(modality, config)
         self._convert = self._adapter.convert
         qos = QoSProfile(
             history=HistoryPolicy.KEEP_LAST,
-            depth=_HISTORY[modality.is_camera],
+            depth=_CAMERA_HISTORY if modality.is_camera else _SIGNAL_HISTORY,
             reliability=ReliabilityPolicy.BEST_EFFORT,
         )
         self.subscription = node.create_subscription(
@@ -85,8 +88,11 @@ class Input:
         )
 
     @property
-    def lost(self) -> int:
-        """Messages that were sent and never arrived."""
+    def lost(self) -> int | None:
+        """Messages that were sent and never taken; None where the transport cannot tell.
+
+        Those that the reader's own history overwrote before they were taken are among them.
+        """
         return self._losses.lost
 
     @property
@@ -100,10 +106,31 @@ class Input:
         return f"{kind.__module__.split('.')[0]}/msg/{kind.__name__}"
 
     def drain(self) -> None:
-        """Take in the messages of a signal that wait; a camera's come by themselves."""
-        if not self.modality.is_camera:
-            for message, info in take_all(self.subscription, _HISTORY[False]):
-                self._on_message(message, info)
+        """Take in the messages of a signal that wait; a camera's come by themselves.
+
+        What a message raises is counted and logged here: the caller serves other streams.
+        """
+        if self.modality.is_camera:
+            return
+        waiting = take_all(self.subscription, _SIGNAL_HISTORY)
+        while True:
+            taken = None
+            try:
+                taken = next(waiting, None)
+                if taken is None:
+                    return
+                self._on_message(*taken)
+            except Exception as error:  # stream boundary: the others and the cameras go on
+                if taken is None:  # bytes that are no message of this type
+                    self.received += 1
+                    self.last_arrival_s = time.monotonic()
+                    self._reject("undecodable", f"{type(error).__name__}: {error}")
+                text = "".join(traceback.format_exception(error)).rstrip()
+                self._node.get_logger().error(
+                    f"a message of {self.topic} failed\n{text}", throttle_duration_sec=1.0
+                )
+                if taken is None:
+                    return
 
     def destroy(self) -> None:
         self._node.destroy_subscription(self.subscription)
@@ -114,9 +141,10 @@ class Input:
         received_ns = info.get("received_timestamp", 0)
         self.last_arrival_s = time.monotonic()
         now_ns = self._clock.now().nanoseconds
-        # DDS stamps the arrival before any stall of this thread; simulated time knows no such
-        # stamp, nor does Humble.
-        arrival_ns = now_ns if self._sim_time or not received_ns else received_ns
+        # DDS stamps the arrival before any stall of this thread, by the system's clock. Under
+        # simulated time that is the wrong clock, and Humble's rclpy passes no such stamp.
+        by_system = received_ns and not self._clock.ros_time_is_active
+        arrival_ns = received_ns if by_system else now_ns
         try:
             sample = self._convert(message, arrival_ns)
             if isinstance(sample, Chunk):
@@ -178,8 +206,6 @@ def _describe(qos: QoSProfile) -> str:
 
 def _with_info(callback: Callable[..., None]) -> Callable[..., None]:
     """Return a subscription callback that also passes what DDS tells, where rclpy has it."""
-    from rclpy.subscription import Subscription
-
     if not hasattr(Subscription, "CallbackType"):
         return lambda message: callback(message, {})
     return lambda message, info: callback(message, info)

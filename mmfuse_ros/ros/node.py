@@ -1,4 +1,10 @@
-"""The fusion node: subscriptions in, embeddings and anomaly flags out, as a lifecycle node."""
+"""The fusion node: subscriptions in, embeddings and anomaly flags out, as a lifecycle node.
+
+Threads: the executor's owns inputs, synchroniser, timers, services and diagnostics, and runs the
+transitions. The worker's owns the model and the monitor from activation to deactivation, and
+publishes results; windows and tasks reach it through its mailbox only. A third loads the model
+while `on_configure` waits for it. What belongs to the worker is released once it has ended.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +27,14 @@ from rclpy.duration import Duration
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
+from rclpy.qos import QoSPolicyKind
+from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
 from mmfuse_ros.anomaly.monitor import Monitor, make_monitor
 from mmfuse_ros.config import Config
-from mmfuse_ros.errors import MmfuseError
+from mmfuse_ros.errors import MmfuseError, ModelError
 from mmfuse_ros.model.runtime import Engine, build_engine
 from mmfuse_ros.model.schedule import Schedule
 from mmfuse_ros.pipeline import Pipeline, calibration_context, warm_up
@@ -34,16 +42,21 @@ from mmfuse_ros.ros import parameters
 from mmfuse_ros.ros.diagnostics import Diagnostics, Latency
 from mmfuse_ros.ros.inputs import Input
 from mmfuse_ros.ros.logging import forward_logging
-from mmfuse_ros.ros.polling import calm_events
+from mmfuse_ros.ros.polling import DUE_PERIOD_S, calm_events
 from mmfuse_ros.ros.publishers import Publishers
 from mmfuse_ros.samples import Chunk, Frame, Modality, Result
 from mmfuse_ros.stream.synchronizer import Synchronizer
 from mmfuse_ros.worker import Worker
 
-# Windows that wait for late streams become due by time alone; this is how finely.
-_DUE_PERIOD_S = 0.02
-_STOP_TIMEOUT_S = 5.0
+_STOP_TIMEOUT_S = 2.0  # within the 3 s after which a signal must have ended the process
 _LOOK_S = 0.2
+# A phase may be latched: its durability can be overridden, too.
+_PHASE_OVERRIDES = (
+    QoSPolicyKind.HISTORY,
+    QoSPolicyKind.DEPTH,
+    QoSPolicyKind.RELIABILITY,
+    QoSPolicyKind.DURABILITY,
+)
 
 Transition = Callable[["FusionNode", LifecycleState], TransitionCallbackReturn]
 
@@ -160,6 +173,7 @@ class FusionNode(LifecycleNode):
         assert self.engine is not None
         assert self.monitor is not None
         assert self._outputs is not None
+        self._end_streams()  # a worker that outlived its activation must not share the engine
         super().on_activate(state)
         self._diagnostics.fault = ""
         self._diagnostics.latency = Latency()
@@ -173,19 +187,24 @@ class FusionNode(LifecycleNode):
         for modality in self.config.enabled:
             self._inputs[modality] = Input(self, modality, self.config, self._on_sample)
         calm_events(self)
+        ends = self._active_entities
         due = self.create_timer(
-            _DUE_PERIOD_S, self._submit_due, clock=Clock(clock_type=ClockType.STEADY_TIME)
+            DUE_PERIOD_S, self._submit_due, clock=Clock(clock_type=ClockType.STEADY_TIME)
         )
-        phase = self.create_subscription(String, "phase", self._on_phase, 10)
+        ends.append(lambda: self.destroy_timer(due))
+        phase = self.create_subscription(
+            String,
+            "phase",
+            self._on_phase,
+            10,
+            qos_overriding_options=QoSOverridingOptions(_PHASE_OVERRIDES),
+        )
+        ends.append(lambda: self.destroy_subscription(phase))
         threshold = JumpThreshold(
             min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True
         )
         jump = self.get_clock().create_jump_callback(threshold, post_callback=self._on_clock_jump)
-        self._active_entities = [
-            lambda: self.destroy_timer(due),
-            lambda: self.destroy_subscription(phase),
-            jump.unregister,
-        ]
+        ends.append(jump.unregister)
         self._diagnostics.synchronizer = self.synchronizer
         self._diagnostics.worker = self.worker
         self._diagnostics.inputs = self._inputs
@@ -195,44 +214,63 @@ class FusionNode(LifecycleNode):
 
     @_guarded
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self._stop_streams()
+        self._end_streams()
+        self._diagnostics.fault = ""
         super().on_deactivate(state)
         self._diagnostics.state = "inactive"
         return TransitionCallbackReturn.SUCCESS
 
     @_guarded
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._end_streams()
         self._diagnostics.fault = ""
         self._release()
         return TransitionCallbackReturn.SUCCESS
 
     @_guarded
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self._stop_streams()
-        self._release()
+        self.close()
         self._diagnostics.state = "finalized"
         return TransitionCallbackReturn.SUCCESS
 
     @_guarded
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self._stop_streams()
-        self._release()
-        return TransitionCallbackReturn.SUCCESS
+        ended = self.close()
+        return TransitionCallbackReturn.SUCCESS if ended else TransitionCallbackReturn.FAILURE
 
-    def _stop_streams(self) -> None:
-        for source in self._inputs.values():
-            source.destroy()
+    def _stop_streams(self) -> bool:
+        """End inputs, timers and worker; return whether the worker has ended.
+
+        May be called again: where the worker was still busy, it is asked and waited for again.
+        """
+        ends = [*(source.destroy for source in self._inputs.values()), *self._active_entities]
         self._inputs = {}
-        for destroy in self._active_entities:
-            destroy()
         self._active_entities = []
-        if self.worker is not None and not self.worker.stop(_STOP_TIMEOUT_S):
-            self.get_logger().error("the worker did not end in time; its window is abandoned")
-        self.worker = None
         self.synchronizer = None
         self._diagnostics.inputs = {}
         self._diagnostics.synchronizer = None
-        self._diagnostics.worker = None
+        for end in ends:
+            try:
+                end()
+            except Exception as error:  # transition boundary: the others must end all the same
+                self.get_logger().error(f"a stream did not end well\n{_traceback(error)}")
+        if self.worker is not None and not self.worker.stop(_STOP_TIMEOUT_S):
+            return False
+        self.worker = self._diagnostics.worker = None
+        return True
+
+    def _end_streams(self) -> None:
+        """Do the same for a transition, which must not go on while the worker is busy.
+
+        Raises:
+            ModelError: the worker did not end in time.
+        """
+        if not self._stop_streams():
+            assert self.worker is not None
+            raise ModelError(
+                f"the window at hand must end within {_STOP_TIMEOUT_S:g} s, it has taken "
+                f"{self.worker.busy_s:.1f} s so far; try again later, or end the process"
+            )
 
     def _release(self) -> None:
         if self._outputs is not None:
@@ -251,15 +289,21 @@ class FusionNode(LifecycleNode):
         self.get_logger().error(text, throttle_duration_sec=1.0)
         self._diagnostics.fault = f"{type(error).__name__}: {error}"
 
-    def close(self) -> None:
-        """Stop the worker and release the model, from whatever state."""
-        self._stop_streams()
-        self._release()
+    def close(self) -> bool:
+        """Stop the worker and release the model, from whatever state.
+
+        Return whether that was possible: the model is not freed under a worker that is busy.
+        """
+        ended = self._stop_streams()
+        if ended:
+            self._release()
+        return ended
 
     @property
-    def loading(self) -> bool:
-        """Whether a model is still being loaded that nobody waits for any more."""
-        return self._loading is not None and self._loading.is_alive()
+    def busy(self) -> bool:
+        """Whether a thread that nobody waits for any more still loads or runs the model."""
+        loading = self._loading is not None and self._loading.is_alive()
+        return loading or self.worker is not None
 
     def _wait_for(self, task: Callable[[], Engine]) -> Engine:
         """Run a long task on a thread of its own, publish diagnostics and heed signals meanwhile.
@@ -312,11 +356,16 @@ class FusionNode(LifecycleNode):
     def _on_result(self, result: Result) -> None:
         """Publish; runs on the worker's thread, which saves a hop through the executor."""
         publishers = self._outputs
-        if publishers is not None and rclpy.ok(context=self.context):
+        if publishers is None:
+            return
+        try:
             publishers.publish(result)
             self._diagnostics.latency.add(result, self.get_clock().now().nanoseconds)
             if self.monitor is not None and self.monitor.calibration_id != self._published_id:
                 self._publish_info()  # a baseline has been gathered
+        except RuntimeError:  # rclpy's RCLError: a signal has ended the context meanwhile
+            if rclpy.ok(context=self.context):
+                raise
 
     def _on_phase(self, message: String) -> None:
         self._phase = message.data
@@ -356,7 +405,7 @@ class FusionNode(LifecycleNode):
     def _on_worker(self, task: Callable[[Monitor], Any]) -> bool:
         """Run a task on the monitor's thread; return whether there is one."""
         monitor, worker = self.monitor, self.worker
-        if monitor is None or worker is None:
+        if monitor is None or worker is None or worker.stopping:
             return False
         worker.post(lambda: task(monitor))
         worker.post(self._publish_info)
@@ -423,24 +472,30 @@ def _spin(node: FusionNode, executor: SingleThreadedExecutor) -> None:
 def main(args: list[str] | None = None) -> int:
     """Run the node until it is told to stop; return the exit code."""
     rclpy.init(args=args)
-    node = FusionNode()
-    forward_logging(node)
+    node: FusionNode | None = None
     executor = SingleThreadedExecutor()
-    executor.add_node(node)
     try:
+        node = FusionNode()
+        forward_logging(node)
+        executor.add_node(node)
         _spin(node, executor)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
+    except RuntimeError:  # rclpy's RCLError: a signal has ended the context meanwhile
+        if rclpy.ok():
+            raise
     finally:
         # What is left goes with the process: to search a model's objects for it takes seconds.
         gc.freeze()
-        node.close()
+        if node is not None:
+            node.close()
         executor.shutdown(timeout_sec=1.0)
-        node.destroy_node()
+        if node is not None:
+            node.destroy_node()
         rclpy.try_shutdown()
-        if node.loading:
-            # Native code that compiles a model cannot be interrupted, and the interpreter must
-            # not be torn down under it.
+        if node is not None and node.busy:
+            # Native code that compiles or runs a model cannot be interrupted, and the
+            # interpreter must not be torn down under it.
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)

@@ -15,24 +15,35 @@ from rclpy.callback_groups import CallbackGroup
 from rclpy.node import Node
 from rclpy.subscription import Subscription
 
+# Windows that wait for late streams become due by time alone, and waiting signals are read at the
+# latest then; this is how finely.
+DUE_PERIOD_S = 0.02
 _EVENTS_PERIOD_S = 1.0
-_EVENTS_OPEN_S = 0.05  # several turns of a node whose timers run at 100 Hz
+_EVENTS_OPEN_S = 3 * DUE_PERIOD_S  # several turns of the executor, which that timer wakes
+_UNSUPPORTED = 2**64 - 1  # RMW_MESSAGE_INFO_SEQUENCE_NUMBER_UNSUPPORTED
 
 
 class LossCounter:
-    """Counts messages that never arrived, from gaps in the publisher's sequence numbers.
+    """Counts messages that were never taken, from gaps in the publisher's sequence numbers.
+
+    A message may be missing because the transport lost it or because the reader's history was
+    full; the numbers cannot tell which. `lost` is None once messages come without numbers.
 
     DDS' own event for it (`message_lost`) is no substitute: while one is untaken, a wait of
     Fast DDS' returns at once, and the executor spins through thousands of empty turns a second.
     """
 
     def __init__(self) -> None:
-        self.lost = 0
+        self.lost: int | None = 0
         self._last = 0
 
     def add(self, info: Mapping[str, Any], publishers: Callable[[], int]) -> None:
-        """Take in a message's info; without sequence numbers (Humble) nothing is counted."""
+        """Take in a message's info; Humble's rclpy, and some transports, give no numbers."""
         number = info.get("publication_sequence_number") or 0
+        if number in (0, _UNSUPPORTED):
+            self.lost = None
+        if self.lost is None:
+            return
         gap = number - self._last - 1
         # Two publishers have two sequences, and a restarted one begins anew.
         if self._last and gap > 0 and publishers() == 1:

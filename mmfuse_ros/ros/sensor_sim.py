@@ -182,13 +182,18 @@ def _emg_loop(rng: np.random.Generator, channels: int) -> npt.NDArray[np.float32
 def main(args: list[str] | None = None) -> int:
     """Run the simulated sensors until told to stop."""
     rclpy.init(args=args)
-    node = SensorSim()
+    node: SensorSim | None = None
     try:
+        node = SensorSim()
         node.spin()
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
+    except RuntimeError:  # rclpy's RCLError: a signal has ended the context between two messages
+        if rclpy.ok():
+            raise
     finally:
-        node.destroy_node()
+        if node is not None:
+            node.destroy_node()
         rclpy.try_shutdown()
     return 0
 

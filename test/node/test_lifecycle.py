@@ -18,8 +18,9 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 
 import mmfuse_ros.pipeline
-from mmfuse_ros.ros.health import resident_mb
+from mmfuse_ros.memory import resident_mb
 from mmfuse_ros.ros.node import FusionNode
+from mmfuse_ros.ros.polling import take_all
 from mmfuse_ros.samples import Modality
 
 EVERYTHING = set(Modality)
@@ -220,6 +221,91 @@ def test_a_half_done_activation_is_undone(host, robot, monkeypatch):
     monkeypatch.undo()
     assert change(robot, ACTIVATE)
     assert robot.run(30, until=lambda: robot.mask() == EVERYTHING and robot.row("node")[0] == 0)
+
+
+def test_a_window_that_does_not_end_keeps_the_model(live, robot, monkeypatch):
+    """The streams stop, the model is not freed under it, and its late result is not published."""
+    real, release = live.engine.window, threading.Event()
+    blocked = threading.Event()
+
+    def window(*arguments):
+        blocked.set()
+        release.wait(60)
+        return real(*arguments)
+
+    monkeypatch.setattr(live.engine, "window", window)
+    try:
+        assert robot.run(10, until=blocked.is_set)
+        worker = live.worker
+        assert not change(robot, DEACTIVATE)
+        assert state_of(live) == ACTIVE
+        assert live.worker is worker
+        assert live.busy
+        assert robot.run(10, until=lambda: "must end within 2 s" in robot.row("node")[2])
+        assert robot.row("node")[0] == 2
+        assert not live.close()
+        assert live.engine is not None
+        seen = len(robot.watch.embeddings)
+    finally:
+        release.set()
+    assert robot.run(10, until=lambda: not worker._thread.is_alive())
+    assert change(robot, DEACTIVATE)
+    robot.run(0.5)
+    assert len(robot.watch.embeddings) == seen
+    assert not live.busy
+    monkeypatch.undo()
+    assert change(robot, ACTIVATE)
+    assert robot.run(30, until=lambda: len(robot.watch.embeddings) > seen)
+    assert robot.run(10, until=lambda: robot.row("node")[0] == 0)
+
+
+def test_a_stream_that_does_not_end_well_does_not_keep_the_others(live, robot, monkeypatch):
+    monkeypatch.setattr(live._inputs[Modality.CAMERA_1], "destroy", _double_that_fails)
+    others = [s for m, s in live._inputs.items() if m is not Modality.CAMERA_1]
+    assert change(robot, DEACTIVATE)
+    assert state_of(live) == INACTIVE
+    assert live.worker is None
+    assert not any(s.subscription in list(live.subscriptions) for s in others)
+
+
+def test_a_signals_fault_is_not_the_cameras(live, robot, monkeypatch):
+    """A signal is read within a camera's callback; what it raises stays with the signal."""
+    camera, emg = live._inputs[Modality.CAMERA_1], live._inputs[Modality.EMG]
+    monkeypatch.setattr(emg, "_convert", _double_that_fails)
+    assert robot.run(10, until=lambda: emg.rejected["error"] > 100)
+    robot.watch.embeddings.clear()
+    assert robot.run(10, until=lambda: robot.mask() == EVERYTHING - {Modality.EMG})
+    assert camera.rejected.total() == 0
+    assert robot.run(10, until=lambda: "no such driver" in robot.row("input emg")[2])
+    assert robot.row("node")[0] == 0
+    monkeypatch.undo()
+
+    def no_message(subscription, limit):
+        raise RuntimeError("failed to take message")  # as rclpy's RCLError
+        yield
+
+    monkeypatch.setattr("mmfuse_ros.ros.inputs.take_all", no_message)
+    assert robot.run(10, until=lambda: emg.rejected["undecodable"] > 10)
+    monkeypatch.undo()
+    robot.watch.embeddings.clear()
+    assert robot.run(10, until=lambda: robot.mask() == EVERYTHING)
+    assert camera.rejected.total() == 0
+    assert robot.run(10, until=lambda: robot.row("input emg")[0] == 0)
+    check_accounts(robot.watch.diagnostics)
+
+
+def test_a_transport_without_sequence_numbers_is_said(live, robot, monkeypatch):
+    assert robot.run(10, until=lambda: robot.row("input emg")[1].get("lost_by_transport") == "0")
+    monkeypatch.setattr("mmfuse_ros.ros.inputs.take_all", _without_info)
+    assert robot.run(10, until=lambda: robot.row("input emg")[1]["lost_by_transport"] == "unknown")
+    assert robot.row("input emg")[0] == 0
+    assert robot.row("input camera_1")[1]["lost_by_transport"] == "0"
+    assert float(robot.row("input emg")[1]["arrival_hz"]) == pytest.approx(200, rel=0.3)
+
+
+def _without_info(subscription, limit):
+    """As Humble's rclpy, which passes no info."""
+    return ((message, {}) for message, _ in take_all(subscription, limit))
 
 
 def _double_that_fails(*arguments):
