@@ -26,6 +26,8 @@ from mmfuse_ros.samples import SIGNALS, Modality
 
 Features = dict[str, npt.NDArray[np.float32]]
 
+_PHASES = "phases"  # beside the feature blocks in a stored archive
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bags", nargs="+", type=Path, metavar="BAG", help="rosbag2 folder")
@@ -53,12 +55,18 @@ def run(args: argparse.Namespace) -> int:
     alpha = args.alpha or config.anomaly.alpha or DEFAULT_ALPHA
     print("streams: " + ", ".join(m.value for m in config.enabled))
     encoder = _Encoder(config, topics, args.rate_hz, cache=not args.no_cache)
-    recordings = [encoder.features(path) for path in args.bags]
+    encoded = [encoder.encode(path) for path in args.bags]
+    recordings = [features for features, _ in encoded]
+    phases = [labels for _, labels in encoded]
+    named = sorted({label for labels in phases for label in labels} - {""})
+    if named:
+        print("a calibration of its own for each phase: " + ", ".join(named))
     detector = Detector.fit(
         recordings,
         alpha,
         hop_s=1.0 / args.rate_hz,
         window_s=max([getattr(config, m.value).window_s for m in SIGNALS], default=0.0),
+        phases=phases if named else None,
         context=calibration_context(config, encoder.info),
     )
     for line in detector.promises[""].lines():
@@ -87,19 +95,25 @@ class _Encoder:
         self._pipeline = Pipeline(build_engine(config))
         self.info = self._pipeline.engine.info
 
-    def features(self, path: Path) -> Features:
-        """Return the features of a recording, (n_windows, dim) by block; NaN rows where absent."""
+    def encode(self, path: Path) -> tuple[Features, list[str]]:
+        """Return a recording's features, (n_windows, dim) by block, and each window's phase.
+
+        A row of NaN is an absent stream; the phase is "" where none was recorded.
+        """
         stored = self._stored(path)
         if self._cache and stored.is_file():
             with np.load(stored, allow_pickle=False) as archive:
-                return {name.replace("|", ":"): archive[name] for name in archive.files}
-        features = self._encode(path)
+                kept = {name.replace("|", ":"): archive[name] for name in archive.files}
+            labels = kept.pop(_PHASES)
+            return kept, [str(label) for label in labels]
+        features, phases = self._encode(path)
         if self._cache:
             stored.parent.mkdir(parents=True, exist_ok=True)
             arrays: dict[str, Any] = {k.replace(":", "|"): v for k, v in features.items()}
+            arrays[_PHASES] = np.array(phases)
             with atomic_write(stored) as draft, draft.open("wb") as file:
                 np.savez(file, **arrays)
-        return features
+        return features, phases
 
     def _stored(self, path: Path) -> Path:
         """Return where a recording's features are kept: a name made of all they depend on."""
@@ -115,13 +129,14 @@ class _Encoder:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmfuse"
         return folder / f"{hashlib.sha256(text).hexdigest()[:32]}.npz"
 
-    def _encode(self, path: Path) -> Features:
+    def _encode(self, path: Path) -> tuple[Features, list[str]]:
         from rich.progress import Progress
 
         from mmfuse_ros.ros.bag import Bag
         from mmfuse_ros.ros.offline import Replayed, windows
 
         rows: list[Mapping[str, Any]] = []
+        phases: list[str] = []
         account = Replayed()
         with Bag(path) as bag, Progress() as bar:
             task = bar.add_task(path.name, total=1.0)
@@ -134,6 +149,7 @@ class _Encoder:
                 progress=lambda share: bar.update(task, completed=share),
             ):
                 rows.append(self._pipeline.encode(window).features)
+                phases.append(window.phase)
             bar.update(task, completed=1.0)
         for cause, count in account.rejected.most_common(5):
             print(f"{path.name}: {count} messages rejected: {cause}")
@@ -141,7 +157,7 @@ class _Encoder:
         names = sorted({name for row in rows for name in row} - {"embedding"})
         if not names:
             raise InputError(f"{path} must hold at least one complete window, it holds none")
-        return {name: _stack([row.get(name) for row in rows]) for name in names}
+        return {name: _stack([row.get(name) for row in rows]) for name in names}, phases
 
 
 def _stack(rows: list[Any]) -> npt.NDArray[np.float32]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from rclpy.serialization import deserialize_message
+from std_msgs.msg import String
 
 from mmfuse_ros.config import Config
 from mmfuse_ros.errors import ConfigError, InputError
 from mmfuse_ros.ros.adapters import make_adapter
 from mmfuse_ros.ros.bag import Bag
-from mmfuse_ros.ros.topics import TOPICS
+from mmfuse_ros.ros.topics import PHASE, TOPICS
 from mmfuse_ros.samples import NS_PER_S, Modality, Window
 from mmfuse_ros.stream.synchronizer import Synchronizer
 
@@ -81,7 +83,11 @@ def windows(
     synchronizer = Synchronizer(config)
     period_ns = round(NS_PER_S / rate_hz) if rate_hz else 0
     next_ns = 0
-    for record in bag.records(set(adapters)):
+    phase = ""
+    for record in bag.records({*adapters, "/" + PHASE}):
+        if record.topic not in adapters:
+            phase = deserialize_message(record.data, String).data
+            continue
         modality, adapter = adapters[record.topic]
         account.messages[modality] += 1
         try:
@@ -94,7 +100,7 @@ def windows(
         for window in synchronizer.take(record.stamp_ns):
             if window.stamp_ns >= next_ns or window.stamp_ns < next_ns - 2 * period_ns:
                 next_ns = window.stamp_ns + period_ns
-                yield window
+                yield dataclasses.replace(window, phase=phase)
         if progress is not None and bag.duration_s:
             progress((record.stamp_ns - bag.start_ns) / NS_PER_S / bag.duration_s)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mmfuse_ros.samples import Modality
 
+PHASE = "phase"  # std_msgs/String, what the robot is doing
 TOPICS = {
     Modality.CAMERA_1: "camera_1/image",
     Modality.CAMERA_2: "camera_2/image",

@@ -248,6 +248,9 @@ class Synchronizer:
             if modality in missing:
                 self._discard(f"required_{modality}", 1)
                 return None
+        if not spans:
+            self._discard("empty", 1)
+            return None
         for stream, first, last in spans:
             stream.use(first, last)
         for modality, reason in missing.items():

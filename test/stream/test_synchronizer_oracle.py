@@ -162,6 +162,8 @@ class Oracle:
                 (missing if isinstance(result, str) else present)[name] = result
         if any(name in missing for name in self.config.sync.required):
             return None
+        if not present:
+            return None
         return stamp, self.epoch, present, missing
 
     def signal(self, name, points, stamp):
