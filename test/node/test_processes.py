@@ -10,12 +10,17 @@ import time
 
 import numpy as np
 import pytest
+import rclpy
 from accounts import Fault, check_accounts
 from harness import NodeProcess, Robot
+from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
+from rcl_interfaces.srv import SetParameters
 from rosgraph_msgs.msg import Clock
 
 from mmfuse_ros.cli.checks import transport
+from mmfuse_ros.ros import sensor_sim
 from mmfuse_ros.ros.embedding import to_time
+from mmfuse_ros.ros.sensor_sim import SensorSim
 from mmfuse_ros.samples import NS_PER_S, Modality
 
 EVERYTHING = set(Modality)
@@ -145,6 +150,12 @@ class SimulatedTime:
         self.sensors = True
         self._ticks = 0
 
+    def fresh(self):
+        """Return whether the newest windows are of the simulated time and whole."""
+        stamps = [e.stamp_ns for _, e in list(self.watch.embeddings)[-3:]]
+        near = all(abs(self.now_ns - s) < 5 * NS_PER_S for s in stamps)
+        return len(stamps) == 3 and near and self._robot.mask() == EVERYTHING
+
     def run(self, seconds, until):
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -166,12 +177,7 @@ class SimulatedTime:
 def test_simulated_time_jumps_and_stands(domain, light, robot, tmp_path):
     node = NodeProcess({**light, "use_sim_time": True}, log=tmp_path / "log")
     simulated = SimulatedTime(robot)
-
-    def fresh():
-        stamps = [e.stamp_ns for _, e in list(robot.watch.embeddings)[-3:]]
-        near = all(abs(simulated.now_ns - s) < 5 * NS_PER_S for s in stamps)
-        return len(stamps) == 3 and near and robot.mask() == EVERYTHING
-
+    fresh = simulated.fresh
     try:
         assert simulated.run(60, fresh), node.text()
         for name, jump_s in (("an hour ahead", 3600), ("two hours back", -7200)):
@@ -197,3 +203,61 @@ def test_simulated_time_jumps_and_stands(domain, light, robot, tmp_path):
         check_accounts(robot.watch.diagnostics)
     finally:
         node.stop()
+
+
+def test_simulated_time_can_be_switched_on_while_active(domain, light, robot, tmp_path):
+    node = NodeProcess(light, log=tmp_path / "log")
+    simulated = SimulatedTime(robot)
+    client = robot.watch.create_client(SetParameters, "mmfuse/set_parameters")
+    value = ParameterValue(type=ParameterType.PARAMETER_BOOL, bool_value=True)
+    request = SetParameters.Request(parameters=[Parameter(name="use_sim_time", value=value)])
+    try:
+        assert robot.run(60, until=lambda: robot.mask() == EVERYTHING), node.text()
+        (result,) = robot.watch._ask(client, request, "use_sim_time", 20).results
+        assert result.successful, result.reason
+        assert simulated.run(30, simulated.fresh), (robot.watch.diagnostics, node.text())
+    finally:
+        node.stop()
+
+
+STUCK = """
+import sys, time
+from mmfuse_ros.pipeline import Pipeline
+from mmfuse_ros.ros import node
+
+def run(self, window):
+    print("a window begins", flush=True)
+    time.sleep(60)
+
+Pipeline.run = run
+sys.exit(node.main())
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_while_a_window_hangs(domain, light, robot, tmp_path, monkeypatch, how):
+    (tmp_path / "stuck_node.py").write_text(STUCK)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    node = NodeProcess(light, log=tmp_path / "log", module="stuck_node")
+    try:
+        assert robot.run(60, until=lambda: "a window begins" in node.text()), node.text()
+        code, seconds = node.stop(how)
+    finally:
+        node.stop(signal.SIGKILL)
+    assert code == 0, node.text()
+    assert seconds < 3.0
+    assert "Traceback" not in node.text()
+    print(f"{how.name} while a window hangs: {seconds:.2f} s")
+
+
+def test_sensors_that_are_told_to_stop_while_they_publish(domain, monkeypatch):
+    """The signal's handler ends the context between two messages; the next publish raises."""
+    send = SensorSim._send_audio
+
+    def told_to_stop(self, count):
+        rclpy.shutdown()
+        send(self, count)
+        pytest.fail("nothing can be published any more")
+
+    monkeypatch.setattr(SensorSim, "_send_audio", told_to_stop)
+    assert sensor_sim.main([]) == 0
