@@ -23,7 +23,7 @@ FloatArray = npt.NDArray[np.floating]
 
 _DRIFT_SPACING_NS = round(BLOCK_S * NS_PER_S)
 _FITTING = "fitting the calibration gathered live"
-_MARGIN_BLOCKS = 1  # the last block may be short
+_MARGIN_BLOCKS = 0.2  # windows come unevenly; what is left over joins the last block
 
 
 class CalibratedMonitor:

@@ -61,7 +61,8 @@ class Gathering:
             key: np.stack([row.get(key, np.full(dim, np.nan, np.float32)) for row in self._rows])
             for key, dim in sorted(dims.items())
         }
-        hop_s = float(np.median(np.diff(self._kept_ns))) / NS_PER_S
+        # The mean, so that blocks cover the time gathered however unevenly windows came.
+        hop_s = float(np.mean(np.diff(self._kept_ns))) / NS_PER_S
         return Detector.fit(
             [recording], alpha, unit="block", hop_s=hop_s, window_s=window_s, context=context
         )

@@ -205,7 +205,7 @@ class TestCalibrated:
                 assert monitor._fit.wait(60.0)
                 break
         assert monitor.observe(i * SECOND // 2, window(rng)).level is not Level.STALE
-        assert texts[0].startswith("uncalibrated, gathering: 1 of 10 windows, 0 of 40 s")
+        assert texts[0].startswith("uncalibrated, gathering: 1 of 10 windows, 0 of 32 s")
         assert i == 80  # three blocks of 10 s that alpha 5 % needs, and one to spare
         assert monitor.detector.promise.unit == "block"
         assert monitor.detector.context == {"preset": "x"}
@@ -266,7 +266,7 @@ class TestCalibrated:
         monitor.begin_baseline(1)
         for stamp in (0, 1000 * SECOND, 10 * SECOND, 5000 * SECOND):
             verdict = monitor.observe(stamp, window(rng))
-        assert "0 of 40 s" in verdict.message
+        assert "0 of 32 s" in verdict.message
 
     def test_a_calibration_from_a_file_is_checked(self, detector, tmp_path):
         path = tmp_path / "c"
