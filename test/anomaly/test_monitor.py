@@ -206,7 +206,7 @@ class TestCalibrated:
                 break
         assert monitor.observe(i * SECOND // 2, window(rng)).level is not Level.STALE
         assert texts[0].startswith("uncalibrated, gathering: 1 of 10 windows, 0 of 32 s")
-        assert i == 80  # three blocks of 10 s that alpha 5 % needs, and one to spare
+        assert i == 64  # three blocks of 10 s that alpha 5 % needs, and 2 s to spare
         assert monitor.detector.promise.unit == "block"
         assert monitor.detector.context == {"preset": "x"}
         assert len(monitor.calibration_id) == 12
