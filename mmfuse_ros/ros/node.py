@@ -162,7 +162,7 @@ class FusionNode(LifecycleNode):
                 "`mmfuse fit` or ~/set_baseline makes it"
             )
         self._diagnostics.anomaly_fault = lambda: monitor.fault
-        self._outputs = Publishers(self)
+        self._outputs = Publishers(self, self.config.enabled)
         self._diagnostics.info = self.engine.info
         self._diagnostics.memory = self.engine.memory
         self._diagnostics.state = "inactive"

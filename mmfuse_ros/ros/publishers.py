@@ -15,7 +15,7 @@ from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import Bool, Float32, Float32MultiArray, MultiArrayDimension, String
 
 from mmfuse_ros.ros.embedding import encode, to_time
-from mmfuse_ros.samples import Level, Result
+from mmfuse_ros.samples import Level, Modality, ModalityVerdict, Result
 
 _RELIABLE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
 _LATCHED = QoSProfile(
@@ -24,12 +24,20 @@ _LATCHED = QoSProfile(
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
 )
 
+_NO_VERDICT = ModalityVerdict(Level.STALE, float("nan"), float("nan"))
+
 
 class Publishers:
-    """The node's result topics, from configure to clean-up."""
+    """The node's result topics, from configure to clean-up.
 
-    def __init__(self, node: LifecycleNode) -> None:
+    Args:
+        node: owns the publishers.
+        modalities: the enabled ones.
+    """
+
+    def __init__(self, node: LifecycleNode, modalities: tuple[Modality, ...]) -> None:
         self._node = node
+        self._modalities = modalities
 
         def create(kind: Any, topic: str, qos: QoSProfile) -> Any:
             return node.create_lifecycle_publisher(
@@ -58,7 +66,8 @@ class Publishers:
         """Publish one result on every topic."""
         self._stamped.publish(encode(result))
         self._embedding.publish(_plain(result))
-        self._anomaly.publish(anomaly_message(full_name(self._node), result))
+        name = full_name(self._node)
+        self._anomaly.publish(anomaly_message(name, result, self._modalities))
         self._flag.publish(Bool(data=result.verdict.flag))
         self._score.publish(Float32(data=float(result.verdict.score)))
 
@@ -85,8 +94,10 @@ def _plain(result: Result) -> Float32MultiArray:
     return message
 
 
-def anomaly_message(node_name: str, result: Result) -> DiagnosticArray:
-    """Return the verdict: one status for the whole, one for each live modality."""
+def anomaly_message(
+    node_name: str, result: Result, modalities: tuple[Modality, ...]
+) -> DiagnosticArray:
+    """Return the verdict: one status for the whole, one for each of `modalities`."""
     verdict = result.verdict
     message = DiagnosticArray()
     message.header.stamp = to_time(result.stamp_ns)
@@ -107,12 +118,16 @@ def anomaly_message(node_name: str, result: Result) -> DiagnosticArray:
             },
         )
     )
-    for name, part in verdict.modalities.items():
+    for modality in modalities:
+        part = verdict.modalities.get(modality.value, _NO_VERDICT)
+        text = part.level.name
+        if part is _NO_VERDICT:
+            text = "uncalibrated" if modality in result.present else "not live"
         message.status.append(
             status(
-                f"{node_name}: anomaly {name}",
+                f"{node_name}: anomaly {modality}",
                 part.level,
-                part.level.name,
+                text,
                 {"score": part.score, "threshold": part.threshold, "p_value": part.p},
             )
         )

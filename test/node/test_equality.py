@@ -21,7 +21,7 @@ from mmfuse_ros.stream.synchronizer import Synchronizer
 
 START_NS = 1_700_000_000_000_000_000
 STEP_NS = 20_000_000
-STEPS = 60
+STEPS = 90
 
 
 @pytest.fixture
@@ -72,10 +72,12 @@ def in_process(settings, stream):
     return found
 
 
-def test_in_process_and_dds_agree(start, robot, settings):
+@pytest.mark.parametrize(("precision", "least"), [("fp32", 0.9999), ("bf16", 0.999)])
+def test_in_process_and_dds_agree(start, robot, settings, precision, least):
+    """The node, in either precision, against fp32 in this process."""
     expected = in_process(settings, messages(robot))
-    assert len(expected) >= 5
-    node = start(use_sim_time=True, **settings)
+    assert len(expected) >= 10
+    node = start(use_sim_time=True, **{**settings, "model.precision": precision})
     robot.node.destroy_publisher(robot.out[Modality.PRESSURE])
     robot.out[Modality.PRESSURE] = robot.node.create_publisher(WrenchStamped, "pressure", 2000)
     clock = robot.node.create_publisher(Clock, "/clock", 10)
@@ -97,8 +99,8 @@ def test_in_process_and_dds_agree(start, robot, settings):
     robot.watch.spin_for(2.0)
     got = {e.stamp_ns: e.vector for _, e in robot.watch.embeddings if len(e.modalities) == 5}
     common = sorted(set(expected) & set(got))
-    assert len(common) >= 3, (len(expected), len(got), node.text())
+    assert len(common) >= 8, (len(expected), len(got), node.text())
     for stamp_ns in common:
         a, b = expected[stamp_ns], got[stamp_ns]
         cosine = float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
-        assert cosine > 0.9999, (stamp_ns, cosine)
+        assert cosine > least, (stamp_ns, cosine)

@@ -9,10 +9,14 @@ import time
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
+from rcl_interfaces.srv import SetParameters
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import Bool, Float32, Float32MultiArray
+from std_srvs.srv import Trigger
 
-from mmfuse_ros.samples import Modality
+from mmfuse_ros.config import Config
+from mmfuse_ros.samples import NS_PER_S, Modality
 
 
 @pytest.fixture
@@ -45,6 +49,9 @@ def test_every_output(live, robot):
     whole = got["mmfuse/anomaly"].status[0]
     assert whole.level == bytes([3])
     assert "uncalibrated" in whole.message
+    parts = got["mmfuse/anomaly"].status[1:]
+    assert [s.name for s in parts] == [f"mmfuse: anomaly {m}" for m in Modality]
+    assert {(s.level, s.message) for s in parts} == {(bytes([3]), "uncalibrated")}
     info = json.loads(robot.watch.info)
     assert len(info["weights"]) == 64  # a hash, not a path
     assert info["modalities"] == [m.value for m in Modality]
@@ -52,15 +59,79 @@ def test_every_output(live, robot):
     assert "/" not in robot.watch.info.replace("mmfuse/", "")
 
 
-def test_stamps_are_the_cameras_own(live, robot):
+def test_stamps_are_the_cameras_own(live, robot, monkeypatch):
+    sent, send = set(), robot.send
+
+    def note(modality, message):
+        if modality is Modality.CAMERA_1:
+            stamp = message.header.stamp
+            sent.add(stamp.sec * NS_PER_S + stamp.nanosec)
+        send(modality, message)
+
+    monkeypatch.setattr(robot, "send", note)
     before = len(robot.watch.embeddings)
-    robot.run(1.0)
+    assert robot.run(20, until=lambda: len(robot.watch.embeddings) > before + 10)
     stamps = [e.stamp_ns for _, e in list(robot.watch.embeddings)[before:]]
     assert stamps == sorted(set(stamps))
-    assert all(age < 5 for age in robot.watch.ages_s)
+    # The first may be of a frame that was under way before.
+    assert {s for s in stamps if s >= min(sent)} <= sent
+    assert len(set(stamps) & sent) > 5
+    assert all(0 <= age < 2 for age in list(robot.watch.ages_s)[-5:])
 
 
-def test_baseline_alarm_and_clear(live, robot):
+def test_a_stream_that_turns_strange_raises_the_alarm(live, robot, monkeypatch):
+    flags = []
+    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    robot.watch.create_subscription(
+        Bool, "mmfuse/anomaly_flag", lambda m: flags.append(m.data), latched
+    )
+    still = robot.picture(1)
+    monkeypatch.setattr(robot, "picture", lambda *_: still)
+    robot.run(1.0)
+    assert ask(robot, Trigger, "set_baseline", Trigger.Request()).success
+    assert robot.run(20, until=lambda: np.isfinite(robot.latest().score)), live.text()
+    seen = len(robot.watch.embeddings)
+    assert robot.run(20, until=lambda: len(robot.watch.embeddings) > seen + 15)
+    whole = [e for _, e in list(robot.watch.embeddings)[seen:] if len(e.modalities) == 5]
+    normal = max(e.score for e in whole)
+    limit = 1.0 - 3.0 * normal
+    value = ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=limit)
+    request = SetParameters.Request(parameters=[Parameter(name="anomaly.threshold", value=value)])
+    assert ask(robot, SetParameters, "set_parameters", request).results[0].successful
+    del flags[:]
+
+    def calm():
+        return len(flags) > 10 and not any(flags[-10:]) and robot.watch.anomaly["anomaly"][0] == 0
+
+    assert robot.run(20, until=calm), (normal, robot.watch.anomaly)
+
+    robot.without = {Modality.PRESSURE}
+
+    def pulled():
+        for _ in range(10):
+            robot.send(Modality.PRESSURE, Float32(data=-50.0))
+        level, values, _ = robot.watch.anomaly["anomaly"]
+        return level == 2 and flags[-1] and values["top_modality"] == "pressure"
+
+    assert robot.run(20, until=pulled), (normal, robot.watch.anomaly)
+    assert robot.latest().flag
+    values = robot.watch.anomaly["anomaly"][1]
+    assert float(values["score"]) > float(values["threshold"])
+    assert robot.watch.anomaly["anomaly pressure"][0] != 0
+    robot.without = set()
+    assert robot.run(20, until=calm)
+
+
+def ask(robot, kind, service, request):
+    """Call a service of the node while the streams go on."""
+    client = robot.watch.create_client(kind, f"mmfuse/{service}")
+    assert robot.run(10, until=client.service_is_ready)
+    future = client.call_async(request)
+    assert robot.run(10, until=future.done)
+    return future.result()
+
+
+def test_a_baseline_is_gathered_and_cleared(live, robot):
     assert "5 windows" in robot.watch.call("set_baseline")
     assert robot.run(20, until=lambda: np.isfinite(robot.latest().score))
     assert not robot.latest().flag
@@ -72,9 +143,14 @@ def test_baseline_alarm_and_clear(live, robot):
 def test_a_lost_camera_is_a_mask_bit_and_a_diagnostic(live, robot):
     robot.without = {Modality.CAMERA_2}
     begun = time.monotonic()
+    assert robot.run(5, until=lambda: "silent" in robot.row("input camera_2")[2])
+    took_s = time.monotonic() - begun
+    print(f"silent after {took_s:.2f} s")
+    assert took_s < Config().watchdog.silence_s + 0.5
     assert robot.run(5, until=lambda: Modality.CAMERA_2 not in robot.mask())
-    assert robot.run(3, until=lambda: "silent" in robot.row("input camera_2")[2])
-    assert time.monotonic() - begun < 5
+    assert robot.run(
+        5, until=lambda: robot.watch.anomaly["anomaly camera_2"][::2] == (3, "not live")
+    )
     before = len(robot.watch.embeddings)
     robot.run(2.0)
     assert len(robot.watch.embeddings) > before  # embeddings go on
