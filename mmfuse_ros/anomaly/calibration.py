@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtr
+from scipy.special import ndtri, stdtr
 
 from mmfuse_ros.errors import CalibrationError
 
@@ -200,13 +200,9 @@ class TailModel:
         return chosen
 
 
-def pooled_surprise(p: FloatArray) -> FloatArray:
-    """Return minus the logarithm of the harmonic mean of p-values: (n, m) -> (n,).
-
-    Wilson, "The harmonic mean p-value for combining dependent tests" (PNAS 2019). It follows the
-    smallest p where one stands out, and asks nothing of how streams depend on each other.
-    """
-    return np.log(np.mean(1.0 / np.maximum(p, _P_MIN), axis=1))
+def surprise(p: FloatArray) -> FloatArray:
+    """Return the normal deviate whose upper tail is p: about normal in normal operation."""
+    return -ndtri(np.minimum(np.maximum(p, _P_MIN), 1.0 - 1e-12))
 
 
 def split_blocks(length: int, block: int) -> npt.NDArray[np.intp]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mmfuse_ros.anomaly.calibration import TailModel, pooled_surprise
+from mmfuse_ros.anomaly.calibration import TailModel, surprise
 from mmfuse_ros.anomaly.consistency import COMPONENTS, Consistency
 from mmfuse_ros.anomaly.recordings import modality_of
 from mmfuse_ros.anomaly.scores import BlockModel
@@ -74,40 +74,42 @@ class Calibration:
 
     def __post_init__(self) -> None:
         self.tails = {}
-        columns: list[Any] = []
+        columns = []
         for column, name in enumerate(self.modalities):
             present = ~np.isnan(self.values[:, column])
             self.tails[name] = TailModel(self.values[present, column], self.unit[present])
-            columns.append(self.tails[name].both(self.values[:, column]))
+            columns.append(self.tails[name].p(self.values[:, column]))
         if self.consistency is not None:
             known = ~np.isnan(self.consistency_values)
             self.consistency_tail = TailModel(self.consistency_values[known], self.unit[known])
-            columns.append(self.consistency_tail.both(self.consistency_values))
-        self._left_out = np.stack(columns, axis=2)  # (2, N, columns): p, and p of the tail alone
+            columns.append(self.consistency_tail.p(self.consistency_values))
+        self._left_out = np.stack(columns, axis=1)  # (N, columns) of p
         self._of = {
             name: [k for k in self.blocks if modality_of(k) == name] for name in self.modalities
         }
 
     def joint(self, live: tuple[str, ...]) -> TailModel | None:
-        """Return the distribution of the pooled surprise of `live`, or None if unknown.
+        """Return the distribution of the largest surprise among `live`, or None if unknown.
 
         `live` may hold `TOGETHER` for consistency. It is unknown where fewer than half of the
         units (or fewer than three) hold all of `live`.
         """
         if live not in self._joint:
             names = (*self.modalities, TOGETHER)
-            part = self._left_out[1][:, [names.index(name) for name in live]]
+            part = self._left_out[:, [names.index(name) for name in live]]
             complete = ~np.isnan(part).any(axis=1)
             units = len(np.unique(self.unit[complete]))
             enough = units >= max(3, len(np.unique(self.unit)) // 2)
             self._joint[live] = (
-                TailModel(pooled_surprise(part[complete]), self.unit[complete]) if enough else None
+                TailModel(surprise(part[complete].min(axis=1)), self.unit[complete])
+                if enough
+                else None
             )
         return self._joint[live]
 
     def left_out_p(self) -> FloatArray:
         """Return the joint p-value of each left-out row: (N,)."""
-        names = (*self.modalities, TOGETHER)[: self._left_out.shape[2]]
+        names = (*self.modalities, TOGETHER)[: self._left_out.shape[1]]
         return self._combine(self._left_out, names)
 
     def score(
@@ -132,17 +134,13 @@ class Calibration:
             columns.append(together)
             names.append(TOGETHER)
         stacked = np.stack(columns, axis=2) if columns else np.full((2, count, 0), np.nan)
-        p = self._combine(stacked, tuple(names))
+        p = self._combine(stacked[0], tuple(names))
         return p, modality_p, together[0], self._blame(stacked[1], names, p, share)
 
     def _combine(self, stacked: FloatArray, names: tuple[str, ...]) -> FloatArray:
-        """Combine the p-values of the live columns into one: (2, n, m) -> (n,).
-
-        They are ranked by their tails alone: a p-value that counts stops at a step wherever a
-        left-out recording lies, so that one that is far off would hide all that is less odd.
-        """
-        p = np.full(stacked.shape[1], np.nan)
-        live = ~np.isnan(stacked[0])
+        """Correct the smallest p for the number of live columns: (n, m) -> (n,)."""
+        p = np.full(len(stacked), np.nan)
+        live = ~np.isnan(stacked)
         if live.all():  # sorting for patterns costs more than all the rest
             patterns, index = np.ones((1, live.shape[1]), dtype=bool), np.zeros(len(p), np.intp)
         else:
@@ -152,13 +150,12 @@ class Calibration:
             if m == 0:
                 continue
             rows = index.reshape(-1) == number
-            counted, tail = stacked[:, rows][:, :, pattern]
-            single = counted.min(axis=1)
+            single = stacked[rows][:, pattern].min(axis=1)
             joint = self.joint(tuple(n for n, on in zip(names, pattern, strict=True) if on))
-            if m == 1 or joint is None:
-                p[rows] = np.minimum(m * single, 1.0)  # Bonferroni
-            else:
-                p[rows] = np.maximum(joint.p(pooled_surprise(tail)), single)
+            bound = np.minimum(m * single, 1.0)  # Bonferroni
+            if m > 1 and joint is not None:
+                bound = np.clip(joint.p(surprise(single)), single, bound)
+            p[rows] = bound
         return p
 
     def _score_consistency(
@@ -180,7 +177,11 @@ class Calibration:
     def _blame(
         self, tails: FloatArray, names: list[str], p: FloatArray, share: FloatArray | None
     ) -> list[str]:
-        """Return the name of the smallest tail in each row of (n, m), "" where p is NaN."""
+        """Return the name of the smallest tail in each row of (n, m), "" where p is NaN.
+
+        By the tails alone: a p that counts stops at a step wherever a left-out recording lies,
+        so that one that is far off would hide a stream behind others that are less odd.
+        """
         top = [""] * len(p)
         filled = np.where(np.isnan(tails), np.inf, tails)
         own = filled[:, : len(names) - (TOGETHER in names)]

@@ -158,8 +158,9 @@ def _film(
 
 def _jitter(frames: FloatArray, rng: np.random.Generator) -> FloatArray:
     down, right = rng.integers(-3, 4, 2)
-    moved = np.roll(frames, (down, right), axis=(1, 2)) * np.float32(rng.normal(1.0, 0.03))
-    moved += np.float32(2.0) * rng.standard_normal(moved.shape, np.float32)
+    moved = np.roll(frames, (down, right), axis=(1, 2)).astype(np.float32)
+    moved *= np.float32(rng.normal(1.0, 0.03))
+    moved += rng.normal(0.0, 2.0, moved.shape)
     return np.clip(moved, 0.0, 255.0, out=moved)
 
 

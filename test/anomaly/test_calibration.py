@@ -11,9 +11,9 @@ from mmfuse_ros.anomaly.calibration import (
     TailModel,
     check_alpha,
     fold_units,
-    pooled_surprise,
     smallest_alpha,
     split_blocks,
+    surprise,
     upper_rate,
 )
 from mmfuse_ros.anomaly.recordings import modality_of, tabulate
@@ -88,11 +88,9 @@ def test_units_that_an_alpha_needs(alpha, units):
     assert smallest_alpha(units) <= alpha + 1e-12
 
 
-def test_pooled_surprise_follows_the_smallest_p():
-    p = np.array([[0.5, 0.5], [1e-9, 1.0], [1.0, 0.0]])
-    got = pooled_surprise(p)
-    np.testing.assert_allclose(got[:2], np.log([2.0, 0.5e9]), rtol=1e-6)
-    assert np.isfinite(got).all()
+def test_surprise_is_a_normal_deviate():
+    np.testing.assert_allclose(surprise(np.array([0.5, 0.025])), [0.0, 1.96], atol=1e-2)
+    assert np.isfinite(surprise(np.array([1.0, 0.0, 1e-310]))).all()
 
 
 def test_tail_alone_is_never_above_p():

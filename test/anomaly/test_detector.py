@@ -76,7 +76,9 @@ def test_shapes_and_meaning_of_the_result(detector):
 def test_joint_p_is_corrected_for_the_number_of_live_modalities(detector):
     result = detector.score(recordings(1, windows=200, seed=7)[0])
     smallest = np.min(list(result.modality_p.values()), axis=0)
+    members = 3 + np.isfinite(result.consistency_p)
     assert (result.p >= smallest - 1e-12).all()
+    assert (result.p <= members * smallest + 1e-12).all()
     assert np.median(result.p / smallest) > 1.5
     assert (smallest <= 0.05).mean() > 1.5 * (result.p <= 0.05).mean()
 
