@@ -16,6 +16,8 @@ from lifecycle_msgs.srv import ChangeState
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from std_msgs.msg import String
 
 import mmfuse_ros.pipeline
 from mmfuse_ros.memory import resident_mb
@@ -292,6 +294,20 @@ def test_a_signals_fault_is_not_the_cameras(live, robot, monkeypatch):
     assert camera.rejected.total() == 0
     assert robot.run(10, until=lambda: robot.row("input emg")[0] == 0)
     check_accounts(robot.watch.diagnostics)
+
+
+def test_qos_of_phase_and_diagnostics_can_be_overridden(host, robot):
+    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    robot.node.create_publisher(String, "phase", latched).publish(String(data="pour"))
+    overrides = {
+        "qos_overrides./phase.subscription.durability": "transient_local",
+        "qos_overrides./diagnostics.publisher.depth": 3,
+    }
+    node = host.add(**overrides)
+    assert robot.run(30, until=lambda: node._phase == "pour"), robot.watch.diagnostics
+    assert node.get_parameter("qos_overrides./diagnostics.publisher.depth").value == 3
+    for step in (DEACTIVATE, ACTIVATE):
+        assert change(robot, step)
 
 
 def test_a_transport_without_sequence_numbers_is_said(live, robot, monkeypatch):
