@@ -12,6 +12,7 @@ from launch import LaunchDescription
 
 HERE = Path(__file__).resolve().parent
 PROFILE = str(HERE.parent / "config" / "fastdds.xml")
+POLICY = "RMW_FASTRTPS_USE_QOS_FROM_XML"  # makes rmw_fastrtps heed the profile's policies
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -34,7 +35,7 @@ def generate_launch_description() -> LaunchDescription:
                 package="mmfuse_ros",
                 executable="sensor_sim",
                 namespace=LaunchConfiguration("namespace"),
-                additional_env={} if chosen else dict.fromkeys(names, PROFILE),
+                additional_env={} if chosen else {**dict.fromkeys(names, PROFILE), POLICY: "1"},
                 output="screen",
             ),
         ]

@@ -77,7 +77,9 @@ def transport(given: Callable[[str], str]) -> dict[str, str]:
     profile = given("fastdds_profile")
     if not profile or any(name in os.environ for name in TRANSPORT_VARIABLES):
         return {}
-    return dict.fromkeys(TRANSPORT_VARIABLES[:2], profile)
+    # The second makes rmw_fastrtps heed the profile's memory policies.
+    named = dict.fromkeys(TRANSPORT_VARIABLES[:2], profile)
+    return {**named, "RMW_FASTRTPS_USE_QOS_FROM_XML": "1"}
 
 
 def arguments() -> list[DeclareLaunchArgument]:

@@ -11,6 +11,7 @@ from launch import LaunchDescription
 
 HERE = Path(__file__).resolve().parent
 PROFILE = str(HERE.parent / "config" / "fastdds.xml")
+POLICY = "RMW_FASTRTPS_USE_QOS_FROM_XML"  # makes rmw_fastrtps heed the profile's policies
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -44,7 +45,7 @@ def generate_launch_description() -> LaunchDescription:
                     "--rate",
                     LaunchConfiguration("rate"),
                 ],
-                additional_env={} if chosen else dict.fromkeys(names, PROFILE),
+                additional_env={} if chosen else {**dict.fromkeys(names, PROFILE), POLICY: "1"},
                 output="screen",
             ),
         ]

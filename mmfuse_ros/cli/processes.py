@@ -15,6 +15,8 @@ from typing import IO
 from mmfuse_ros.errors import ConfigError
 
 PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
+# Makes rmw_fastrtps heed the profile's memory policies.
+POLICY_VARIABLE = "RMW_FASTRTPS_USE_QOS_FROM_XML"
 _END_S = 5.0
 
 
@@ -23,6 +25,7 @@ def ros_environment() -> dict[str, str]:
     env = dict(os.environ)
     if not any(name in env for name in ("FASTDDS_BUILTIN_TRANSPORTS", *PROFILE_VARIABLES)):
         env.update(dict.fromkeys(PROFILE_VARIABLES, str(fastdds_profile())))
+        env.setdefault(POLICY_VARIABLE, "1")
     env.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     if env.get("ROS_DISTRO") == "humble":
         env.setdefault("ROS_LOCALHOST_ONLY", "1")  # the only one that Humble knows

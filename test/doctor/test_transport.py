@@ -47,10 +47,14 @@ def test_fast_dds_settings(value, level, text):
 
 def test_fast_dds_profile_decides(tmp_path):
     profile = tmp_path / "profile.xml"
-    (missing,) = transport._fast_dds({"FASTDDS_DEFAULT_PROFILES_FILE": str(profile)}, "jazzy")
+    missing, _ = transport._fast_dds({"FASTDDS_DEFAULT_PROFILES_FILE": str(profile)}, "jazzy")
     assert (missing.level, "missing" in missing.found) == (FAIL, True)
     profile.touch()
-    (there,) = transport._fast_dds({"FASTDDS_DEFAULT_PROFILES_FILE": str(profile)}, "jazzy")
+    env = {"FASTDDS_DEFAULT_PROFILES_FILE": str(profile)}
+    there, kept = transport._fast_dds(env, "jazzy")
+    assert (there.level, kept.level) == (OK, WARN)
+    assert "keep the memory" in kept.found
+    (there,) = transport._fast_dds({**env, "RMW_FASTRTPS_USE_QOS_FROM_XML": "1"}, "jazzy")
     assert there.level == OK
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mmfuse_ros.cli.checks.finding import FAIL, OK, WARN, Finding
-from mmfuse_ros.cli.processes import PROFILE_VARIABLES, fastdds_profile
+from mmfuse_ros.cli.processes import POLICY_VARIABLE, PROFILE_VARIABLES, fastdds_profile
 
 Environment = Mapping[str, str]
 
@@ -62,7 +62,10 @@ def rmw(env: Environment) -> Iterator[Finding]:
 
 
 def _fast_dds(env: Environment, distro: str) -> Iterator[Finding]:
-    exports = "\n".join(f"export {name}={fastdds_profile()}" for name in PROFILE_VARIABLES)
+    exports = "\n".join(
+        [f"export {name}={fastdds_profile()}" for name in PROFILE_VARIABLES]
+        + [f"export {POLICY_VARIABLE}=1"]
+    )
     remedy = (
         f"in every process that sends or receives images, on one machine:\n{exports}\n"
         f"on several: export {_TRANSPORTS}='{UDP_TRANSPORT}'\n"
@@ -73,6 +76,9 @@ def _fast_dds(env: Environment, distro: str) -> Iterator[Finding]:
         level = OK if Path(profile).is_file() else FAIL
         found = f"the XML profile {profile} decides" + ("" if level == OK else ", it is missing")
         yield Finding("transport", level, found, "judge by the probe below")
+        if env.get(POLICY_VARIABLE) != "1":
+            found = f"{POLICY_VARIABLE} is not 1: readers keep the memory of huge messages"
+            yield Finding("transport", WARN, found, f"export {POLICY_VARIABLE}=1")
         return
     if distro == "humble":
         found = f"the sizes in {_TRANSPORTS} need Fast DDS 2.14 (Jazzy), Humble has 2.6"
