@@ -18,7 +18,7 @@ ALARM_SPLITS = 5  # for each seed: an alarm is rare, and a split takes half a mi
 NOTES = {
     "splits": "by recording; thresholds come from the fit alone; no point adjustment",
     "choices": "no threshold, weight or parameter is fitted to a fault; features, whitening, the "
-    "mean of the scores, the tail model and the harmonic mean were chosen among alternatives by "
+    "mean of the scores and the tail model were chosen among alternatives by "
     "comparing them on these recordings and these faults, which flatters the figures",
     "normal_alarms": "five splits for each seed, of the same 16 recordings",
     "composite": "streams were not recorded together: each is paired artificially, see "
