@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES
 # Makes rmw_fastrtps heed the profile's memory policies.
 POLICY_VARIABLE = "RMW_FASTRTPS_USE_QOS_FROM_XML"
 _END_S = 5.0
+_PR_SET_PDEATHSIG = 1
 
 
 def ros_environment() -> dict[str, str]:
@@ -52,6 +54,15 @@ def fastdds_profile() -> Path:
     )
 
 
+def end_with_parent() -> None:
+    """Ask Linux to end this process when its parent does, even if that is killed.
+
+    For the `preexec_fn` of a child; elsewhere than on Linux it does nothing.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 class Processes:
     """Run Python modules as processes; leaving the context ends them all."""
 
@@ -68,6 +79,7 @@ class Processes:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=end_with_parent,
         )
         self._running[name] = (process, log)
 

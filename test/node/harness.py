@@ -18,7 +18,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 from std_msgs.msg import Float32, Float32MultiArray, Int16MultiArray
 
-from mmfuse_ros.cli.processes import ros_environment
+from mmfuse_ros.cli.processes import end_with_parent, ros_environment
 from mmfuse_ros.ros.embedding import to_time
 from mmfuse_ros.ros.topics import TOPICS
 from mmfuse_ros.ros.watch import Watch
@@ -50,6 +50,7 @@ class NodeProcess:
             stdout=self._file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=end_with_parent,  # a test run that is killed leaves no node behind
         )
 
     def stop(self, how=signal.SIGINT, timeout_s=10.0):
