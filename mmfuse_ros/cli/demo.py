@@ -60,7 +60,7 @@ class Summary:
     age_p95_s: float = float("nan")
     skew_p50_s: float = float("nan")
     input_hz: dict[str, float] = field(default_factory=dict)
-    lost_by_transport: dict[str, int] = field(default_factory=dict)
+    lost_by_transport: dict[str, str] = field(default_factory=dict)
     baseline: str = ""
     fault: str = ""
     fault_at_s: float = float("nan")
@@ -255,7 +255,7 @@ class _Demo:
         for modality in Modality:
             values = watch.diagnostics.get(f"input {modality}", (0, {}, ""))[1]
             summary.input_hz[modality.value] = float(values.get("rate_hz", "nan"))
-            summary.lost_by_transport[modality.value] = int(values.get("lost_by_transport", 0))
+            summary.lost_by_transport[modality.value] = values.get("lost_by_transport", "unknown")
 
     def _table(self) -> RenderableType:
         from rich.console import Group
@@ -299,7 +299,9 @@ def _print_summary(console: Any, summary: Summary) -> None:
     for name, value in asdict(summary).items():
         shown = f"{value:.3g}" if isinstance(value, float) else value
         if isinstance(value, dict):
-            shown = ", ".join(f"{k} {v:.4g}" for k, v in value.items())
+            shown = ", ".join(
+                f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in value.items()
+            )
         table.add_row(name, str(shown))
     console.print(table)
 

@@ -83,7 +83,8 @@ class ArrivalStamps:
         elif lag_ns < -AHEAD_NS:
             raise InputError(
                 f"{self._name} must be the sensor's rate, got {NS_PER_S / self._nominal_ns:g} and "
-                "samples that arrive faster (or a clock that stands still); correct the rate",
+                "samples that arrive faster (or at once after a stall, or by a clock that stands "
+                "still); correct the rate",
                 "rate",
             )
         else:

@@ -178,6 +178,7 @@ def test_cycles_leave_nothing_behind(host, robot):
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(3600)
 def test_fifty_cycles_with_flat_memory(host, robot):
     node = host.add(autostart=False)
     sizes = cycles(robot, node, 50)

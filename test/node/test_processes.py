@@ -197,7 +197,7 @@ def test_simulated_time_jumps_and_stands(domain, light, robot, tmp_path):
 
         simulated.runs = False  # the sensors go on: their stamps stand, too
         assert simulated.run(20, lambda: "stamps repeat" in robot.row("input camera_1")[2])
-        assert simulated.run(20, lambda: "stands still" in robot.row("input emg")[2])
+        assert simulated.run(20, lambda: "a clock that stands still" in robot.row("input emg")[2])
         simulated.runs = True
         assert simulated.run(30, lambda: robot.row("input camera_1")[0] == 0 and fresh())
         check_accounts(robot.watch.diagnostics)
