@@ -61,6 +61,7 @@ setup(
         "test": [
             "pytest>=8",
             "pytest-timeout",
+            "pytest-rerunfailures",
             "hypothesis",
             "ruff",
             "mypy",
