@@ -380,11 +380,13 @@ class Engine:
                 found = OpenVinoBackend(self._system, self._precision, threads)
                 self._compare(found, expected, asked=asked)
                 return found
-            except Exception as error:
+            except Exception as error:  # boundary: foreign code, whose errors are many
                 if backend == "openvino":
                     raise
                 # What OpenVINO cannot convert, torch still runs; `info` says which it is.
-                _LOG.warning("model.backend is torch, since OpenVINO failed: %s", error)
+                _LOG.warning(
+                    "model.backend is torch, since OpenVINO failed: %s", error, exc_info=True
+                )
         if self._precision == "fp32":
             return reference
         cast = TorchBackend(self._system, self._precision)
