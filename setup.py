@@ -61,7 +61,6 @@ setup(
         "test": [
             "pytest>=8",
             "pytest-timeout",
-            "pytest-rerunfailures",
             "hypothesis",
             "ruff",
             "mypy",

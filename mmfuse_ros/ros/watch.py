@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
-from rcl_interfaces.srv import SetParameters
+from rcl_interfaces.srv import GetParameterTypes, SetParameters
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -20,6 +21,8 @@ from std_srvs.srv import Trigger
 from mmfuse_ros.errors import MmfuseError
 from mmfuse_ros.ros.embedding import Embedding, decode
 from mmfuse_ros.samples import NS_PER_S
+
+_GREETING_S = 0.5  # until it is sent again
 
 
 class Watch(Node):
@@ -70,11 +73,7 @@ class Watch(Node):
         Raises:
             MmfuseError: it does not answer, or refuses.
         """
-        client = self.create_client(Trigger, f"{self._target}/{service}")
-        try:
-            response = self._ask(client, Trigger.Request(), service, timeout_s)
-        finally:
-            self.destroy_client(client)
+        response = self.ask(Trigger, f"{self._target}/{service}", Trigger.Request(), timeout_s)
         if not response.success:
             raise MmfuseError(f"{service} was refused: {response.message}")
         return str(response.message)
@@ -85,27 +84,52 @@ class Watch(Node):
         Raises:
             MmfuseError: it does not answer, or refuses.
         """
-        client = self.create_client(SetParameters, f"{node}/set_parameters")
-        request = SetParameters.Request()
         typed = ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=value)
-        request.parameters = [Parameter(name=name, value=typed)]
-        try:
-            response = self._ask(client, request, f"{node} {name}", timeout_s)
-        finally:
-            self.destroy_client(client)
+        request = SetParameters.Request(parameters=[Parameter(name=name, value=typed)])
+        response = self.ask(SetParameters, f"{node}/set_parameters", request, timeout_s)
         if not response.results[0].successful:
             raise MmfuseError(f"{name} was refused: {response.results[0].reason}")
 
-    def _ask(self, client: Any, request: Any, what: str, timeout_s: float) -> Any:
+    def ask(self, kind: Any, service: str, request: Any, timeout_s: float = 10.0) -> Any:
+        """Send one request to a service of any node and return the response.
+
+        Args:
+            kind: the service's type.
+            service: `<node>/<service>`.
+
+        Raises:
+            MmfuseError: the service is not there, or does not answer in time.
+        """
         end = time.monotonic() + timeout_s
-        while not client.service_is_ready() and time.monotonic() < end:
-            self.spin_for(0.05)
-        future = client.call_async(request)
-        while not future.done() and time.monotonic() < end:
+        client = self.create_client(kind, service)
+        # rmw_fastrtps drops a response to a client that the server has not yet discovered whole,
+        # and a request must not be sent twice. Discovery keeps the order: once the node answers
+        # this client, created later, whose requests do no harm, it knows the first.
+        node = service.rpartition("/")[0]
+        greeter = self.create_client(GetParameterTypes, f"{node}/get_parameter_types")
+        try:
+            if not self._until(client.service_is_ready, end):
+                raise MmfuseError(f"{service} is not there, after {timeout_s:g} s")
+            greeting = greeter.call_async(GetParameterTypes.Request())
+            while not self._until(greeting.done, min(end, time.monotonic() + _GREETING_S)):
+                if time.monotonic() >= end:
+                    raise MmfuseError(f"{node} did not answer within {timeout_s:g} s")
+                greeting = greeter.call_async(GetParameterTypes.Request())
+            future = client.call_async(request)
+            if not self._until(future.done, end):
+                raise MmfuseError(f"{service} did not answer within {timeout_s:g} s")
+            return future.result()
+        finally:
+            self.destroy_client(client)
+            self.destroy_client(greeter)
+
+    def _until(self, condition: Callable[[], bool], end: float) -> bool:
+        """Handle what arrives until a condition holds or that time has come; return whether."""
+        while not condition():
+            if time.monotonic() >= end:
+                return False
             self.spin_for(0.02)
-        if not future.done():
-            raise MmfuseError(f"{what} did not answer within {timeout_s:g} s")
-        return future.result()
+        return True
 
     def close(self) -> None:
         self._executor.shutdown(timeout_sec=1.0)

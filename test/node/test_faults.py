@@ -406,21 +406,14 @@ def _set(robot, name, value):
         kind = kinds[type(value)]
         number = getattr(ParameterType, f"PARAMETER_{kind.upper()}")
         wire = ParameterValue(type=number, **{f"{kind}_value": value})
-    client = robot.watch.create_client(SetParameters, "mmfuse/set_parameters")
-    try:
-        request = SetParameters.Request(parameters=[Parameter(name=name, value=wire)])
-        (result,) = robot.watch._ask(client, request, name, 20).results
-    finally:
-        robot.watch.destroy_client(client)
+    request = SetParameters.Request(parameters=[Parameter(name=name, value=wire)])
+    (result,) = robot.watch.ask(SetParameters, "mmfuse/set_parameters", request, 20).results
     return "" if result.successful else result.reason
 
 
 def _get(robot, name):
-    client = robot.watch.create_client(GetParameters, "mmfuse/get_parameters")
-    try:
-        (value,) = robot.watch._ask(client, GetParameters.Request(names=[name]), name, 20).values
-    finally:
-        robot.watch.destroy_client(client)
+    request = GetParameters.Request(names=[name])
+    (value,) = robot.watch.ask(GetParameters, "mmfuse/get_parameters", request, 20).values
     return value
 
 

@@ -162,13 +162,12 @@ def test_a_lost_camera_is_a_mask_bit_and_a_diagnostic(live, robot):
 def test_enable_stops_and_resumes(live, robot):
     from std_srvs.srv import SetBool
 
-    client = robot.watch.create_client(SetBool, "mmfuse/enable")
-    robot.watch._ask(client, SetBool.Request(data=False), "enable", 10)
+    robot.watch.ask(SetBool, "mmfuse/enable", SetBool.Request(data=False))
     robot.run(1.0)
     before = len(robot.watch.embeddings)
     robot.run(1.0)
     assert len(robot.watch.embeddings) == before
-    robot.watch._ask(client, SetBool.Request(data=True), "enable", 10)
+    robot.watch.ask(SetBool, "mmfuse/enable", SetBool.Request(data=True))
     assert robot.run(10, until=lambda: len(robot.watch.embeddings) > before)
 
 

@@ -10,7 +10,7 @@ import pytest
 import rclpy
 import torch
 from accounts import Fault, check_accounts
-from harness import Robot
+from harness import Robot, end
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState
 from rclpy.context import Context
@@ -74,7 +74,7 @@ class Host:
             node.close()
             executor.shutdown(timeout_sec=1.0)
             node.destroy_node()
-        rclpy.shutdown(context=self.context)
+        end(self.context)
 
 
 @pytest.fixture(scope="module")
@@ -110,12 +110,8 @@ def live(host, robot):
 
 def change(robot, transition, name="mmfuse"):
     """Ask for a transition, as `ros2 lifecycle set` does; return whether it succeeded."""
-    client = robot.watch.create_client(ChangeState, f"{name}/change_state")
-    try:
-        request = ChangeState.Request(transition=Transition(id=transition))
-        return robot.watch._ask(client, request, "change_state", 60).success
-    finally:
-        robot.watch.destroy_client(client)
+    request = ChangeState.Request(transition=Transition(id=transition))
+    return robot.watch.ask(ChangeState, f"{name}/change_state", request, 60).success
 
 
 def state_of(node):

@@ -208,12 +208,11 @@ def test_simulated_time_jumps_and_stands(domain, light, robot, tmp_path):
 def test_simulated_time_can_be_switched_on_while_active(domain, light, robot, tmp_path):
     node = NodeProcess(light, log=tmp_path / "log")
     simulated = SimulatedTime(robot)
-    client = robot.watch.create_client(SetParameters, "mmfuse/set_parameters")
     value = ParameterValue(type=ParameterType.PARAMETER_BOOL, bool_value=True)
     request = SetParameters.Request(parameters=[Parameter(name="use_sim_time", value=value)])
     try:
         assert robot.run(60, until=lambda: robot.mask() == EVERYTHING), node.text()
-        (result,) = robot.watch._ask(client, request, "use_sim_time", 20).results
+        (result,) = robot.watch.ask(SetParameters, "mmfuse/set_parameters", request, 20).results
         assert result.successful, result.reason
         assert simulated.run(30, simulated.fresh), (robot.watch.diagnostics, node.text())
     finally:

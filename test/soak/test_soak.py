@@ -165,24 +165,21 @@ class Soak:
             self._ask(lambda s=service: self._watch.call(s))
 
     def fault_disabled(self):
-        client = self._watch.create_client(SetBool, "mmfuse/enable")
         for data in (False, True):
-            self._ask(
-                lambda d=data: self._watch._ask(client, SetBool.Request(data=d), "enable", 30)
-            )
+            request = SetBool.Request(data=data)
+            self._ask(lambda r=request: self._watch.ask(SetBool, "mmfuse/enable", r, 30))
             self._pause(0.2, 2.0)
-        self._watch.destroy_client(client)
 
     def fault_transitions(self):
         steps = [Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_ACTIVATE]
         if self._random.random() < 0.25:
             steps[1:1] = [Transition.TRANSITION_CLEANUP, Transition.TRANSITION_CONFIGURE]
-        client = self._watch.create_client(ChangeState, "mmfuse/change_state")
         for step in steps:
             request = ChangeState.Request(transition=Transition(id=step))
-            answer = self._ask(lambda r=request: self._watch._ask(client, r, "transition", 180))
+            answer = self._ask(
+                lambda r=request: self._watch.ask(ChangeState, "mmfuse/change_state", r, 180)
+            )
             assert answer.success, (step, self.node.text()[-3000:])
-        self._watch.destroy_client(client)
 
     def _ask(self, request):
         try:
