@@ -15,6 +15,7 @@ import torch
 from mmfuse_ros import __version__
 from mmfuse_ros.config import Config
 from mmfuse_ros.errors import ConfigError, InputError, ModelError
+from mmfuse_ros.memory import give_back
 from mmfuse_ros.model.backends import DTYPES, EncoderBackend, TorchBackend, auto_precision
 from mmfuse_ros.model.checkpoint import encoder_sources, load_checkpoint, read_header
 from mmfuse_ros.model.encoders import seeded, tensor_hash
@@ -283,6 +284,7 @@ class Engine:
             n: Signal(np.zeros((c, t), np.float32), rate)
             for n, (c, t, rate) in signal_shapes.items()
         }
+        give_back()  # what loading took for a while
         for _ in range(2):  # the second run meets the allocator's and the kernels' caches
             if images or signals:
                 self._warming = True
@@ -305,6 +307,7 @@ class Engine:
             self._backend.close()
             del self._backend, self._system
             gc.collect()
+            give_back()
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
 
