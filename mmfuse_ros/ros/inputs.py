@@ -105,6 +105,9 @@ class Input:
         kind = self._adapter.message_type
         return f"{kind.__module__.split('.')[0]}/msg/{kind.__name__}"
 
+    def count_publishers(self) -> int:
+        return int(self._node.count_publishers(self.topic))
+
     def drain(self) -> None:
         """Take in the messages of a signal that wait; a camera's come by themselves.
 
@@ -137,7 +140,7 @@ class Input:
 
     def _on_message(self, message: Any, info: Mapping[str, Any]) -> None:
         self.received += 1
-        self._losses.add(info, self._count_publishers)
+        self._losses.add(info, self.count_publishers)
         received_ns = info.get("received_timestamp", 0)
         self.last_arrival_s = time.monotonic()
         now_ns = self._clock.now().nanoseconds
@@ -160,9 +163,6 @@ class Input:
             raise  # what nobody foresaw is shown with its traceback
         else:
             self.accepted += 1
-
-    def _count_publishers(self) -> int:
-        return int(self._node.count_publishers(self.topic))
 
     def _reject(self, reason: str, text: str) -> None:
         self.rejected[reason] += 1

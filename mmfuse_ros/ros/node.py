@@ -39,6 +39,7 @@ from mmfuse_ros.model.runtime import Engine, build_engine
 from mmfuse_ros.model.schedule import Schedule
 from mmfuse_ros.pipeline import Pipeline, calibration_context, warm_up
 from mmfuse_ros.ros import parameters
+from mmfuse_ros.ros.deafness import LOOK_PERIOD_S, Deafness
 from mmfuse_ros.ros.diagnostics import Diagnostics, Latency
 from mmfuse_ros.ros.inputs import Input
 from mmfuse_ros.ros.logging import forward_logging
@@ -122,6 +123,7 @@ class FusionNode(LifecycleNode):
         self._enabled = True
         self._phase = ""
         self._published_id = ""
+        self.deaf = False  # only a new process hears again
         self._loading: threading.Thread | None = None
         self._diagnostics = Diagnostics(self, lambda: self.config)
         self.add_on_set_parameters_callback(self._on_parameters)
@@ -192,6 +194,13 @@ class FusionNode(LifecycleNode):
             DUE_PERIOD_S, self._submit_due, clock=Clock(clock_type=ClockType.STEADY_TIME)
         )
         ends.append(lambda: self.destroy_timer(due))
+        deafness = Deafness(self._inputs)
+        look = self.create_timer(
+            LOOK_PERIOD_S,
+            lambda: self._heed(deafness),
+            clock=Clock(clock_type=ClockType.STEADY_TIME),
+        )
+        ends.append(lambda: self.destroy_timer(look))
         phase = self.create_subscription(
             String,
             "phase",
@@ -370,6 +379,15 @@ class FusionNode(LifecycleNode):
     def _on_phase(self, message: String) -> None:
         self._phase = message.data
 
+    def _heed(self, deafness: Deafness) -> None:
+        if not self.deaf and deafness.look():
+            self.deaf = True
+            self._diagnostics.fault = (
+                "nothing arrives from publishers that are there, since this process stood still; "
+                "it must be started anew"
+            )
+            self.get_logger().error(self._diagnostics.fault)
+
     def _on_clock_jump(self, jump: Any) -> None:
         if self.synchronizer is not None:
             self.get_logger().info("the clock jumped; buffers are emptied")
@@ -459,7 +477,7 @@ def _load(config: Config, log: Any) -> Engine:
 
 
 def _spin(node: FusionNode, executor: SingleThreadedExecutor) -> None:
-    while rclpy.ok():
+    while rclpy.ok() and not node.deaf:
         try:
             executor.spin_once()
         except ExternalShutdownException:
@@ -470,7 +488,10 @@ def _spin(node: FusionNode, executor: SingleThreadedExecutor) -> None:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the node until it is told to stop; return the exit code."""
+    """Run the node until it is told to stop; return the exit code.
+
+    A node that went deaf is started anew in the same process, as `respawn` would.
+    """
     rclpy.init(args=args)
     node: FusionNode | None = None
     executor = SingleThreadedExecutor()
@@ -485,6 +506,7 @@ def main(args: list[str] | None = None) -> int:
         if rclpy.ok():
             raise
     finally:
+        deaf = node is not None and node.deaf and rclpy.ok()
         # What is left goes with the process: to search a model's objects for it takes seconds.
         gc.freeze()
         if node is not None:
@@ -493,11 +515,14 @@ def main(args: list[str] | None = None) -> int:
         if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if deaf:
+            os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # the old participant's sockets and locks
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
         if node is not None and node.busy:
             # Native code that compiles or runs a model cannot be interrupted, and the
             # interpreter must not be torn down under it.
-            sys.stdout.flush()
-            sys.stderr.flush()
             os._exit(0)
     return 0
 

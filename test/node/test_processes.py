@@ -83,6 +83,44 @@ def test_a_killed_node_leaves_no_process_and_its_memory_is_reported(domain, tmp_
     assert any("of ended processes" in f.found and "shm clean" in f.remedy for f in found), found
 
 
+def test_a_node_that_went_deaf_is_started_anew(domain, light, robot, tmp_path):
+    """Silence is a double here: Fast DDS goes deaf in one of ten standstills only."""
+    node = NodeProcess(light, log=tmp_path / "log")
+    try:
+        assert robot.run(60, until=lambda: robot.mask() == EVERYTHING), node.text()
+        fault = Fault(robot, "node goes deaf", "stopped for 1.5 s, then no stream arrives")
+        node.process.send_signal(signal.SIGSTOP)
+        time.sleep(1.5)
+        node.process.send_signal(signal.SIGCONT)
+        assert wait_for(lambda: "must be started anew" in node.text(), 20), node.text()
+        robot.watch.spin_for(1.0)  # what the first process published
+        robot.watch.embeddings.clear()
+        fault.detected(lambda: True)
+        fault.mended(lambda: robot.mask() == EVERYTHING)
+        assert robot.run(10, until=lambda: robot.row("node")[0] == 0)
+        fault.write("starts anew in the same process, as after a crash", "what was sent meanwhile")
+        assert node.text().count("must be started anew") == 1
+        assert node.stop()[0] == 0
+    finally:
+        node.stop()
+
+
+def test_a_standstill_alone_does_not_start_it_anew(domain, light, robot, tmp_path):
+    node = NodeProcess(light, log=tmp_path / "log")
+    try:
+        assert robot.run(60, until=lambda: robot.mask() == EVERYTHING), node.text()
+        for _ in range(3):
+            node.process.send_signal(signal.SIGSTOP)
+            robot.run(0.7)  # less than Fast DDS takes for death
+            node.process.send_signal(signal.SIGCONT)
+            robot.run(0.5)
+        robot.run(7.0)
+        assert "started anew" not in node.text()
+        assert robot.row("node")[0] == 0
+    finally:
+        node.stop()
+
+
 def test_a_crash_keeps_the_baseline(domain, light, robot, tmp_path):
     """Gathered, saved, killed, started again by the same parameters, as a respawn does."""
     path = tmp_path / "baseline"

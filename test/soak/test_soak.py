@@ -54,6 +54,7 @@ class Soak:
         self._robot.without = set(Modality)  # it publishes by hand only
         self._watch = self._robot.watch
         self._sims = 0
+        self.sims_replaced = 0
         self.sim = None
         self.start_sim()
         self.faults = Counter()
@@ -65,8 +66,15 @@ class Soak:
 
     def start_sim(self):
         self._sims += 1
+        self._stalled = False
         log = self._folder / f"sim_{self._sims}.log"
         self.sim = NodeProcess({}, log=log, module="mmfuse_ros.ros.sensor_sim")
+
+    def _replace_sim(self):
+        """Sensors that stood still may have gone deaf (see ros/deafness.py); the node is not."""
+        self.sims_replaced += 1
+        self.sim.stop(signal.SIGKILL)
+        self.start_sim()
 
     def run(self, seconds, until=lambda: False):
         """Watch for so long; every publication of diagnostics has to add up."""
@@ -87,15 +95,21 @@ class Soak:
         return False
 
     def recover(self, fault):
-        """Wait until embeddings of all streams come again."""
+        """Wait until embeddings of all streams, and of frames taken from now on, come again."""
         begun = time.monotonic()
+        now_ns = self._robot.node.get_clock().now().nanoseconds
 
         def well():
-            embeddings = self._watch.embeddings
-            newest = embeddings[-1] if embeddings else (0.0, None)
-            return newest[0] > begun and set(newest[1].modalities) == set(Modality)
+            newest = self._watch.embeddings[-1][1] if self._watch.embeddings else None
+            return (
+                newest is not None
+                and newest.stamp_ns > now_ns
+                and set(newest.modalities) == set(Modality)
+            )
 
-        assert self.run(RECOVERY_S, well), (
+        if not self.run(RECOVERY_S, well) and self._stalled:
+            self._replace_sim()
+        assert well() or self.run(RECOVERY_S, well), (
             fault,
             self._watch.diagnostics,
             self.node.text()[-5000:],
@@ -119,6 +133,7 @@ class Soak:
         self.start_sim()
 
     def fault_sensors_stall(self):
+        self._stalled = True
         self.sim.process.send_signal(signal.SIGSTOP)
         self._pause(0.2, 3.0)
         self.sim.process.send_signal(signal.SIGCONT)
@@ -130,9 +145,14 @@ class Soak:
 
     def fault_sensor_breaks(self):
         stream = self._random.choice([m.value for m in Modality])
-        self._ask(lambda: self._watch.set_text("sensor_sim", "fault", stream))
-        self._pause(0.5, 4.0)
-        self._ask(lambda: self._watch.set_text("sensor_sim", "fault", ""))
+        for fault in (stream, ""):
+            try:
+                self._watch.set_text("sensor_sim", "fault", fault, timeout_s=30)
+            except MmfuseError:
+                assert self._stalled, self.sim.text()
+                self._replace_sim()
+                return
+            self._pause(0.5, 4.0)
 
     def fault_garbage(self):
         nan = array.array("f", [float("nan")] * 8)
@@ -200,6 +220,8 @@ class Soak:
             "seed": SEED,
             "faults": dict(self.faults),
             "embeddings": len(self._watch.embeddings),
+            "sensors_replaced": self.sims_replaced,
+            "started_anew": self.node.text().count("must be started anew"),
             "publications_checked": self.checked,
             "recovery_s": {
                 k: {"median": round(float(np.median(v)), 2), "max": round(max(v), 2)}
