@@ -1,9 +1,9 @@
 """Notice that the transport delivers nothing any more since this process stood still.
 
-Fast DDS takes a process that has not moved for a second for dead (`healthy_check_timeout_ms` of its
-shared memory), and senders make its port anew. When it goes on, it makes one, too, and now and then
-they end up with two: every publisher is there, and nothing arrives any more. A longer timeout is no
-way out, for it delays discovery by as much. Only a new DDS participant mends it.
+Fast DDS takes a process that has not moved for a second for dead (`healthy_check_timeout_ms` of
+its shared memory), and senders make its port anew. When it goes on, it makes one, too, and now
+and then they end up with two: every publisher is there, and nothing arrives any more. A longer
+timeout is no way out, for it delays discovery by as much. Only a new DDS participant mends it.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ import os
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from typing import Any
@@ -45,6 +44,7 @@ from mmfuse_ros.ros.inputs import Input
 from mmfuse_ros.ros.logging import forward_logging
 from mmfuse_ros.ros.polling import DUE_PERIOD_S, calm_events
 from mmfuse_ros.ros.publishers import Publishers
+from mmfuse_ros.ros.transitions import guarded, refusing, traceback_of
 from mmfuse_ros.samples import Chunk, Frame, Modality, Result
 from mmfuse_ros.stream.synchronizer import Synchronizer
 from mmfuse_ros.worker import Worker
@@ -58,52 +58,6 @@ _PHASE_OVERRIDES = (
     QoSPolicyKind.RELIABILITY,
     QoSPolicyKind.DURABILITY,
 )
-
-Transition = Callable[["FusionNode", LifecycleState], TransitionCallbackReturn]
-
-
-def _guarded(transition: Transition) -> Transition:
-    """Log what a transition raises, and undo its half: rclpy would swallow it."""
-
-    def run(self: FusionNode, state: LifecycleState) -> TransitionCallbackReturn:
-        try:
-            return transition(self, state)
-        except MmfuseError as error:
-            self.get_logger().error(str(error))
-            self._diagnostics.fault = str(error)
-        except ExternalShutdownException:
-            self.get_logger().info("told to stop; the model is not loaded further")
-        except Exception as error:  # transition boundary: the node stays up and says why
-            self.get_logger().error(f"{transition.__name__} failed\n{_traceback(error)}")
-            self._diagnostics.fault = f"{type(error).__name__}: {error}"
-        # Outside of the handlers: a traceback there would hold what is to be released.
-        if transition.__name__ == "on_activate":
-            self._stop_streams()
-            LifecycleNode.on_deactivate(self, state)
-        if transition.__name__ == "on_configure":
-            self._release()
-        return TransitionCallbackReturn.FAILURE
-
-    run.__name__ = transition.__name__
-    return run
-
-
-def _traceback(error: Exception) -> str:
-    return "".join(traceback.format_exception(error)).rstrip()
-
-
-def _refusing(change: Callable[[Any, Any], Any], node: LifecycleNode) -> Callable[..., Any]:
-    """Answer a transition that the state does not allow: rclpy raises, and never replies."""
-
-    def run(request: Any, response: Any) -> Any:
-        try:
-            return change(request, response)
-        except RuntimeError as error:  # rclpy's RCLError; a transition's own errors end in it
-            node.get_logger().error(f"transition refused: {str(error).splitlines()[0]}")
-            response.success = False
-            return response
-
-    return run
 
 
 class FusionNode(LifecycleNode):
@@ -133,7 +87,7 @@ class FusionNode(LifecycleNode):
         self.create_service(Trigger, "~/reset", self._on_reset)
         for service in self.services:
             if service.srv_type is ChangeState:
-                service.callback = _refusing(service.callback, self)
+                service.callback = refusing(service.callback, self)
         if self.get_parameter("autostart").value:
             # From a timer, not from here: the constructor must return before transitions run.
             self._autostart = self.create_timer(
@@ -147,7 +101,7 @@ class FusionNode(LifecycleNode):
 
     # Transitions
 
-    @_guarded
+    @guarded
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._diagnostics.fault = ""
         self._diagnostics.state = "configuring"
@@ -170,7 +124,7 @@ class FusionNode(LifecycleNode):
         self._diagnostics.state = "inactive"
         return TransitionCallbackReturn.SUCCESS
 
-    @_guarded
+    @guarded
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         assert self.engine is not None
         assert self.monitor is not None
@@ -221,7 +175,7 @@ class FusionNode(LifecycleNode):
         self._publish_info()
         return TransitionCallbackReturn.SUCCESS
 
-    @_guarded
+    @guarded
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._end_streams()
         self._diagnostics.fault = ""
@@ -229,23 +183,35 @@ class FusionNode(LifecycleNode):
         self._diagnostics.state = "inactive"
         return TransitionCallbackReturn.SUCCESS
 
-    @_guarded
+    @guarded
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._end_streams()
         self._diagnostics.fault = ""
         self._release()
         return TransitionCallbackReturn.SUCCESS
 
-    @_guarded
+    @guarded
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         self.close()
         self._diagnostics.state = "finalized"
         return TransitionCallbackReturn.SUCCESS
 
-    @_guarded
+    @guarded
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         ended = self.close()
         return TransitionCallbackReturn.SUCCESS if ended else TransitionCallbackReturn.FAILURE
+
+    def show_fault(self, text: str) -> None:
+        """Show an error in diagnostics, until a transition or `~/reset`."""
+        self._diagnostics.fault = text
+
+    def undo(self, transition: str, state: LifecycleState) -> None:
+        """Take back what a transition that failed had done."""
+        if transition == "on_activate":
+            self._stop_streams()
+            super().on_deactivate(state)
+        if transition == "on_configure":
+            self._release()
 
     def _stop_streams(self) -> bool:
         """End inputs, timers and worker; return whether the worker has ended.
@@ -262,7 +228,7 @@ class FusionNode(LifecycleNode):
             try:
                 end()
             except Exception as error:  # transition boundary: the others must end all the same
-                self.get_logger().error(f"a stream did not end well\n{_traceback(error)}")
+                self.get_logger().error(f"a stream did not end well\n{traceback_of(error)}")
         if self.worker is not None and not self.worker.stop(_STOP_TIMEOUT_S):
             return False
         self.worker = self._diagnostics.worker = None
@@ -294,9 +260,9 @@ class FusionNode(LifecycleNode):
 
     def report(self, error: Exception) -> None:
         """Log what a callback raised, and show it in diagnostics until `~/reset`."""
-        text = f"a callback failed\n{_traceback(error)}"
+        text = f"a callback failed\n{traceback_of(error)}"
         self.get_logger().error(text, throttle_duration_sec=1.0)
-        self._diagnostics.fault = f"{type(error).__name__}: {error}"
+        self.show_fault(f"{type(error).__name__}: {error}")
 
     def close(self) -> bool:
         """Stop the worker and release the model, from whatever state.
@@ -382,11 +348,12 @@ class FusionNode(LifecycleNode):
     def _heed(self, deafness: Deafness) -> None:
         if not self.deaf and deafness.look():
             self.deaf = True
-            self._diagnostics.fault = (
+            text = (
                 "nothing arrives from publishers that are there, since this process stood still; "
                 "it must be started anew"
             )
-            self.get_logger().error(self._diagnostics.fault)
+            self.get_logger().error(text)
+            self.show_fault(text)
 
     def _on_clock_jump(self, jump: Any) -> None:
         if self.synchronizer is not None:
