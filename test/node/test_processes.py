@@ -88,14 +88,14 @@ def test_a_node_that_went_deaf_is_started_anew(domain, light, robot, tmp_path):
     node = NodeProcess(light, log=tmp_path / "log")
     try:
         assert robot.run(60, until=lambda: robot.mask() == EVERYTHING), node.text()
-        fault = Fault(robot, "node goes deaf", "stopped for 1.5 s, then no stream arrives")
         node.process.send_signal(signal.SIGSTOP)
         time.sleep(1.5)
         node.process.send_signal(signal.SIGCONT)
+        fault = Fault(robot, "node goes deaf", "stopped for 1.5 s, then no stream arrives")
         assert wait_for(lambda: "must be started anew" in node.text(), 20), node.text()
+        fault.detected(lambda: True)
         robot.watch.spin_for(1.0)  # what the first process published
         robot.watch.embeddings.clear()
-        fault.detected(lambda: True)
         fault.mended(lambda: robot.mask() == EVERYTHING)
         assert robot.run(10, until=lambda: robot.row("node")[0] == 0)
         fault.write("starts anew in the same process, as after a crash", "what was sent meanwhile")
