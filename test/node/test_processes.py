@@ -105,22 +105,6 @@ def test_a_node_that_went_deaf_is_started_anew(domain, light, robot, tmp_path):
         node.stop()
 
 
-def test_a_standstill_alone_does_not_start_it_anew(domain, light, robot, tmp_path):
-    node = NodeProcess(light, log=tmp_path / "log")
-    try:
-        assert robot.run(60, until=lambda: robot.mask() == EVERYTHING), node.text()
-        for _ in range(3):
-            node.process.send_signal(signal.SIGSTOP)
-            robot.run(0.7)  # less than Fast DDS takes for death
-            node.process.send_signal(signal.SIGCONT)
-            robot.run(0.5)
-        robot.run(7.0)
-        assert "started anew" not in node.text()
-        assert robot.row("node")[0] == 0
-    finally:
-        node.stop()
-
-
 def test_a_crash_keeps_the_baseline(domain, light, robot, tmp_path):
     """Gathered, saved, killed, started again by the same parameters, as a respawn does."""
     path = tmp_path / "baseline"
