@@ -147,7 +147,7 @@ class EmbeddingRetrieval:
         For `metric="l2"` the number is the distance. Fewer come back where there are fewer.
 
         Raises:
-            InputError, ConfigError: as of `search`.
+            InputError, ConfigError, StoreError: as of `search`.
         """
         query = as_vector(query_embedding, "query")[None]
         return [(match.label, match.score) for match in self.search(query, top_k, metric)[0]]
@@ -160,6 +160,7 @@ class EmbeddingRetrieval:
         Raises:
             InputError: queries of another dimension, or not finite.
             ConfigError: an unknown metric, or `top_k` below 1.
+            StoreError: a row that was loaded holds damaged metadata.
         """
         if metric not in METRICS:
             raise ConfigError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
@@ -321,12 +322,20 @@ def _live(blocks: list[Block]) -> int:
 
 def _match(block: Block, row: int, score: float) -> Match:
     text = block.value("metadata", row)
+    try:
+        metadata = {} if text is None else json.loads(text)
+    except (ValueError, RecursionError) as error:
+        # Seen only here: parsing every row's would make a load as slow as reading all of it.
+        raise StoreError(
+            f"metadata of row {int(block.ids[row])} must be JSON: {error}; the store is damaged, "
+            "restore it or delete the row"
+        ) from error
     return Match(
         id=int(block.ids[row]),
         label=block.value("labels", row),
         score=score,
         stamp_ns=block.value("stamps_ns", row),
-        metadata={} if text is None else json.loads(text),
+        metadata=metadata,
     )
 
 

@@ -28,6 +28,7 @@ KIND = "mmfuse-calibration"
 VERSION = 1
 MAX_BYTES = 5_000_000
 _MAX_HEADER = 1_000_000
+_MAX_AXES = 4  # of an array; two are used
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F64": np.dtype("<f8"),
@@ -109,7 +110,7 @@ def decode(payload: bytes, name: str = "file", kind: str = KIND) -> tuple[dict[s
     """Return header and arrays of `encode`d bytes; raises CalibrationError as `read` does."""
     try:
         return _decode(payload, name, kind)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         if isinstance(error, CalibrationError):
             raise
         raise CalibrationError(f"{name} is damaged or not a calibration: {error!r}") from error
@@ -123,11 +124,13 @@ def _decode(payload: bytes, name: str, kind: str) -> tuple[dict[str, Any], Array
     header = json.loads(entries.pop("__metadata__")["header"])
     if header.get("kind") != kind:
         raise CalibrationError(f"{name} must be a {kind} file, got {header.get('kind')!r}")
-    if not isinstance(header["version"], int) or header["version"] > VERSION:
+    if type(header["version"]) is not int or header["version"] > VERSION:
         raise CalibrationError(
             f"{name} has format version {header['version']}, this program reads up to {VERSION}; "
             "update mmfuse_ros or fit again"
         )
+    if not isinstance(header.get("context", {}), dict):
+        raise CalibrationError(f"{name} is damaged: its context is {header['context']!r:.100}")
     data = payload[8 + length :]
     arrays: Arrays = {}
     covered = 0
@@ -135,7 +138,8 @@ def _decode(payload: bytes, name: str, kind: str) -> tuple[dict[str, Any], Array
         begin, end = entry["data_offsets"]
         dtype = _DTYPES[entry["dtype"]]
         shape = tuple(entry["shape"])
-        if any(not isinstance(n, int) or n < 0 for n in (*shape, begin, end)):
+        numbers = (*shape[:_MAX_AXES], begin, end)
+        if len(shape) > _MAX_AXES or any(type(n) is not int or n < 0 for n in numbers):
             raise CalibrationError(f"{name} is damaged: {key} has shape {shape}")
         if begin != covered or end > len(data) or math.prod(shape) * dtype.itemsize != end - begin:
             raise CalibrationError(f"{name} is damaged: {key} does not fit into the file")
@@ -197,7 +201,12 @@ def pack(detector: Detector) -> tuple[dict[str, Any], Arrays]:
 
 
 def unpack(header: Mapping[str, Any], arrays: Arrays) -> Detector:
-    """Return the detector of `pack`; raises CalibrationError where a part is missing."""
+    """Return the detector of `pack`.
+
+    Raises:
+        CalibrationError: a part is missing, of another type, or holds numbers that nothing can be
+            scored with.
+    """
     from mmfuse_ros.anomaly.calibration import Promise
     from mmfuse_ros.anomaly.detector import Detector
     from mmfuse_ros.anomaly.joint import Calibration
@@ -215,13 +224,15 @@ def unpack(header: Mapping[str, Any], arrays: Arrays) -> Detector:
                 k: math.nan if v is None else v for k, v in part["promise"].items()
             }
             promises[part["phase"]] = Promise(**values)
+            promises[part["phase"]].check()
         dims = {str(key): int(value) for key, value in header["dims"].items()}
         detector = Detector(calibrations, promises, dims, dict(header["context"]))
         for calibration in calibrations.values():
-            calibration.check(dims)
+            with np.errstate(all="ignore"):  # what overflows is refused
+                calibration.check(dims)
         detector.alpha = header["alpha"]
         detector.enable(header["enabled"])
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         if isinstance(error, CalibrationError):
             raise
         raise CalibrationError(f"the calibration is damaged: {error!r}") from error

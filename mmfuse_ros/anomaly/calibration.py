@@ -59,6 +59,17 @@ class Promise:
         """Whether alpha lies below what counting alone supports."""
         return self.alpha < self.counted_alpha * (1 - 1e-9)
 
+    def check(self) -> None:
+        """Refuse values of another type (a damaged file)."""
+        values = vars(self)
+        rates = [v for k, v in values.items() if k not in ("units", "unit")]
+        if (
+            type(self.units) is not int
+            or self.unit not in ("recording", "block")
+            or not all(type(v) in (int, float) and not v < 0 for v in rates)
+        ):
+            raise CalibrationError(f"the calibration is damaged: it promises {values}")
+
     def lines(self) -> list[str]:
         """Return the promise as lines for a person."""
         basis = (

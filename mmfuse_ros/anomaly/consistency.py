@@ -18,6 +18,7 @@ import numpy.typing as npt
 from scipy.stats import rankdata
 
 from mmfuse_ros.anomaly.calibration import fold_units
+from mmfuse_ros.errors import CalibrationError
 
 FloatArray = npt.NDArray[np.floating]
 
@@ -56,6 +57,20 @@ class Consistency:
             name: float(self.skill[begin:end].mean())
             for name, (begin, end) in zip(self.names, bounds, strict=True)
         }
+
+    def check(self, widths: Mapping[str, int]) -> None:
+        """Refuse arrays that do not fit modalities of so many components (a damaged file)."""
+        columns = np.cumsum([0] + [widths[name] for name in self.names])
+        count = int(columns[-1])
+        shapes = [self.maps.shape, self.skill.shape, self.variance.shape]
+        if (
+            shapes != [(1 + count, count), (count,), (count,)]
+            or not np.array_equal(self.columns, columns)
+            or not np.isfinite(self.maps).all()
+            or not ((self.skill >= 0) & (self.skill <= 1)).all()
+            or not (np.isfinite(self.variance) & (self.variance > 0)).all()
+        ):
+            raise CalibrationError("the calibration is damaged: its consistency does not fit")
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return everything but the names, as arrays by name."""

@@ -188,8 +188,11 @@ class CosineMonitor:
         header, arrays = artefact.read(path, KIND)
         if context is not None:
             artefact.check_context(header.get("context", {}), context)
-        if any(array.ndim != 1 for array in arrays.values()) or FUSED not in arrays:
-            raise CalibrationError(f"{os.fspath(path)} is damaged: not vectors of a baseline")
+        vectors = arrays.values()
+        if FUSED not in arrays or not all(v.ndim == 1 and np.isfinite(v).all() for v in vectors):
+            raise CalibrationError(
+                f"{os.fspath(path)} is damaged: not finite vectors of a baseline"
+            )
         self.clear_baseline()
         self.context = dict(header.get("context", {}))
         self._adopt(arrays)

@@ -197,7 +197,13 @@ class Calibration:
         return top
 
     def check(self, dims: Mapping[str, int]) -> None:
-        """Refuse arrays whose shapes do not belong together (a damaged file)."""
+        """Refuse arrays that do not belong together or that nothing can be scored with.
+
+        Raises:
+            CalibrationError: their shapes disagree, or a normal row would have no finite score.
+        """
+        self._check_rows()
+        probes = {}
         for key, block in self.blocks.items():
             w, q = block.model.whitening, block.model.bank.shape[1]
             dim = dims[key]
@@ -213,6 +219,42 @@ class Calibration:
             ]
             if shapes != [(dim,), (dim,), (dim, q), (q,), (q, q), (dim,), (4,), (4,)]:
                 raise CalibrationError(f"the calibration is damaged: shapes of {key} disagree")
+            named = {**block.model.arrays(), "centre": block.centre}
+            for name, array in named.items():
+                if not np.isfinite(array).all():
+                    raise CalibrationError(
+                        f"the calibration is damaged: {name} of {key} is not finite"
+                    )
+            positive = (w.scale, w.deviation, np.float64(w.residual_scale), block.spread)
+            # The most ordinary row there is, and one that is as far off as a fault may be.
+            probes[key] = np.stack((w.location, w.location + 1e3 * w.scale)).astype(np.float32)
+            scored = np.isfinite(block.z(probes[key])).all()
+            unit = max(np.abs(a).max(initial=0.0) for a in (w.plain, block.model.directions))
+            if not scored or unit > 1.01 or not all((values > 0).all() for values in positive):
+                raise CalibrationError(f"the calibration is damaged: {key} has no finite score")
+        if self.consistency is not None:
+            parts = components({k: b.model for k, b in self.blocks.items()}, probes)
+            self.consistency.check({name: part.shape[1] for name, part in parts.items()})
+            if not np.isfinite(self.consistency.log_score(parts)[0]).all():
+                raise CalibrationError(
+                    "the calibration is damaged: consistency has no finite score"
+                )
+
+    def _check_rows(self) -> None:
+        """Refuse left-out values that the tails cannot be taken from."""
+        count = len(self.unit)
+        shapes = [self.values.shape, self.consistency_values.shape, self.row.shape]
+        if shapes != [(count, len(self.modalities)), (count,), (count,)] or self.modalities != (
+            tuple(sorted({modality_of(key) for key in self.blocks}))
+        ):
+            raise CalibrationError("the calibration is damaged: its left-out rows disagree")
+        known = ~np.isnan(self._left_out[:, : len(self.modalities)])
+        if (
+            np.isinf(self.values).any()
+            or np.isinf(self.consistency_values).any()
+            or (known != ~np.isnan(self.values)).any()
+        ):
+            raise CalibrationError("the calibration is damaged: a left-out value is not finite")
 
     def pack(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
         """Return the calibration as a JSON header and arrays."""

@@ -10,9 +10,12 @@ import yaml
 
 from mmfuse_ros.config import MODALITIES, Config
 from mmfuse_ros.errors import ConfigError
+from mmfuse_ros.files import read_bounded
 from mmfuse_ros.samples import Modality
 
 _QOS = "qos_overrides."
+_MAX_BYTES = 1 << 18  # the package's own files have 8 KB; YAML is read at some 100 KB per second
+_MAX_DEPTH = 32
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +53,7 @@ def load_config(args: argparse.Namespace) -> Config:
         name, separator, value = text.partition(":=")
         if not separator:
             raise ConfigError(f"--param must be NAME:=VALUE, got {text!r}")
-        flat[name] = yaml.safe_load(value)
+        flat[name] = _read_yaml(value, f"--param {name}")
     return Config.from_flat(flat)
 
 
@@ -80,19 +83,48 @@ def read_qos_overrides(path: Path) -> dict[str, dict[str, Any]]:
 
 def _read_flat(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = read_bounded(path, _MAX_BYTES).decode()
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as a parameter file: {error}") from error
+    tree = _read_yaml(text, str(path))
     flat: dict[str, Any] = {}
-    for key, section in (tree or {}).items() if isinstance(tree, dict) else ():
+    for key, section in tree.items() if isinstance(tree, dict) else ():
         if key in ("/**", "mmfuse", "/mmfuse") and isinstance(section, dict):
-            flat.update(_flatten(section.get("ros__parameters") or {}))
+            parameters = section.get("ros__parameters")
+            flat.update(_flatten(parameters) if isinstance(parameters, dict) else {})
     if not flat:
         raise ConfigError(
             f"{path} must hold `/**: ros__parameters:` or `mmfuse: ros__parameters:`, it does "
             "not; `mmfuse parameters` prints an example"
         )
     return flat
+
+
+def _read_yaml(text: str, source: str) -> Any:
+    """Return the value of a YAML text without aliases, which ROS does not read either.
+
+    With aliases a few lines can stand for a tree without end, or for a billion values.
+    """
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > _MAX_DEPTH:  # the time to read it grows with the square
+                raise ConfigError(
+                    f"{source} must be nested at most {_MAX_DEPTH} deep, got more in line "
+                    f"{event.start_mark.line + 1}; correct it"
+                )
+            if isinstance(event, yaml.AliasEvent):
+                raise ConfigError(
+                    f"{source} must be without aliases, got *{event.anchor} in line "
+                    f"{event.start_mark.line + 1}; write the value out"
+                )
+        return yaml.safe_load(text)
+    except ConfigError:
+        raise
+    except Exception as error:  # boundary: an odd tag, number or depth raises anything
+        raise ConfigError(f"{source} cannot be read as YAML parameters: {error}") from error
 
 
 def load_topics(args: argparse.Namespace) -> dict[Modality, str]:

@@ -7,7 +7,8 @@ trained parts; a frozen encoder is named by the hash of its weights and stays wh
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from safetensors.torch import save_file
 from mmfuse_ros import __version__
 from mmfuse_ros.errors import CheckpointError
 from mmfuse_ros.files import atomic_write, sha256
-from mmfuse_ros.model.encoders import tensor_hash
+from mmfuse_ros.model.encoders import SensorEncoder, tensor_hash
 from mmfuse_ros.model.fusion import MODALITIES
-from mmfuse_ros.model.loading import make_config
+from mmfuse_ros.model.loading import check_config, check_size, make_config
 from mmfuse_ros.model.preprocess import AudioSpec, ImageSpec
 from mmfuse_ros.model.presets import ENCODERS
 from mmfuse_ros.model.system import RoboticFeedbackSystem
@@ -30,6 +31,20 @@ FILE_NAME = "mmfuse.safetensors"
 FORMAT_VERSION = 1
 _KEY = "mmfuse_checkpoint"
 _SPECS = {"vision": ImageSpec, "audio": AudioSpec}
+_FLOATS = ("F16", "BF16", "F32", "F64")
+_FEATURES = SensorEncoder.features(1)
+# Types of the header's parts, as `_describe` writes them.
+_LAYOUT: dict[str, Any] = {
+    "preset": str,
+    "seed": int,
+    "fusion": {"method": str, "dim": int},
+    "modalities": list,
+    "dims": dict,
+    "channels": {"pressure": int, "emg": int},
+    "encoders": {name: {"name": str, "stored": bool} for name in ENCODERS},
+}
+_STORED = {"config": dict, "preprocessing": dict}
+_NAMED = {"weights": str}
 
 
 def save_checkpoint(
@@ -71,11 +86,11 @@ def read_header(path: str | Path) -> dict[str, Any]:
         with safe_open(file, "pt") as content:
             text = (content.metadata() or {}).get(_KEY)
         header = None if text is None else json.loads(text)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"checkpoint {str(path)!r} must be a whole safetensors file: {error}; copy it again"
         ) from error
-    if not isinstance(header, dict) or not isinstance(header.get("format_version"), int):
+    if not isinstance(header, dict) or type(header.get("format_version")) is not int:
         raise CheckpointError(
             f"checkpoint {str(path)!r} must be written by save_checkpoint; it has no header of it"
         )
@@ -83,6 +98,17 @@ def read_header(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             f"checkpoint {str(path)!r} must be of format {FORMAT_VERSION} or older, got "
             f"{header['format_version']} (mmfuse_ros {header.get('library')}); update mmfuse_ros"
+        )
+    wrong = list(_mistakes(header, _LAYOUT, ""))
+    if not wrong:
+        for name, encoder in header["encoders"].items():
+            layout = _STORED if encoder.get("stored") else _NAMED
+            wrong += _mistakes(encoder, layout, f"encoders.{name}.")
+    if wrong:
+        raise CheckpointError(
+            f"checkpoint {str(path)!r} must have a header as save_checkpoint writes it, but "
+            + "; ".join(wrong)
+            + "; the file is damaged"
         )
     return header
 
@@ -94,7 +120,7 @@ def load_checkpoint(system: RoboticFeedbackSystem, path: str | Path) -> None:
         CheckpointError: it cannot be read, or does not fit; every mismatch is listed.
     """
     header, file = read_header(path), _file(path)
-    stored = [n for n in ENCODERS if header.get("encoders", {}).get(n, {}).get("stored")]
+    stored = [n for n in ENCODERS if header["encoders"][n]["stored"]]
     target = {
         name: tensor
         for name, tensor in system.state_dict().items()
@@ -102,10 +128,25 @@ def load_checkpoint(system: RoboticFeedbackSystem, path: str | Path) -> None:
     }
     expected = _describe(system, tuple(stored))
     with safe_open(file, "pt") as content:
-        shapes = {n: tuple(content.get_slice(n).get_shape()) for n in content.keys()}  # noqa: SIM118
+        slices = {n: content.get_slice(n) for n in content.keys()}  # noqa: SIM118
+        shapes = {n: tuple(part.get_shape()) for n, part in slices.items()}
         wrong = _compare(header, expected) + _compare_shapes(shapes, target)
+        wrong += [
+            f"{name}: checkpoint {slices[name].get_dtype()}, system {tensor.dtype}"
+            for name, tensor in target.items()
+            if name in slices
+            and (slices[name].get_dtype() in _FLOATS) != tensor.is_floating_point()
+        ]
+        specs = {}
+        for name in stored:
+            try:
+                specs[name] = _SPECS[name](**_tuples(header["encoders"][name]["preprocessing"]))
+                getattr(system, name).check_spec(specs[name])
+            except (CheckpointError, TypeError) as error:
+                wrong.append(f"{name} preprocessing: {error}")
         if not wrong:
-            tensors = {name: content.get_tensor(name) for name in target}
+            # In the system's type: what is finite in 64 bits need not be in 32.
+            tensors = {n: content.get_tensor(n).to(t.dtype) for n, t in target.items()}
             wrong = [
                 f"{n} holds NaN or infinite values"
                 for n, t in tensors.items()
@@ -124,15 +165,34 @@ def load_checkpoint(system: RoboticFeedbackSystem, path: str | Path) -> None:
     for name in stored:
         encoder = getattr(system, name)
         encoder.random, encoder.name = False, header["encoders"][name]["name"]
-        encoder.spec = _SPECS[name](**_tuples(header["encoders"][name]["preprocessing"]))
+        encoder.spec = specs[name]
         system.trained.add(name)
     system.checkpoint = sha256(file)
 
 
-def encoder_sources(header: Mapping[str, Any]) -> dict[str, Any]:
-    """Return, for each encoder that a checkpoint stores, the configuration to build it from."""
-    encoders = header.get("encoders", {})
-    return {n: make_config(e["config"]) for n, e in encoders.items() if e.get("stored")}
+def encoder_sources(path: str | Path) -> dict[str, Any]:
+    """Return, for each encoder that a checkpoint stores, the configuration to build it from.
+
+    Raises:
+        CheckpointError: as of read_header; a configuration that does not go with the tensors.
+    """
+    encoders, shapes = read_header(path)["encoders"], _shapes(path)
+    sources = {}
+    for name in ENCODERS:
+        if not encoders[name]["stored"]:
+            continue
+        where = f"the header of checkpoint {str(path)!r}"
+        check_config(name, encoders[name]["config"], where)
+        try:
+            sources[name] = make_config(encoders[name]["config"])
+        except Exception as error:  # boundary: `transformers` checks values in many ways
+            raise CheckpointError(
+                f"{name} configuration in {where} must be one that `transformers` takes, got "
+                f"{type(error).__name__}: {error}; the file is damaged"
+            ) from error
+        sizes = [math.prod(s) for n, s in shapes.items() if n.startswith(f"{name}.")]
+        check_size(name, sources[name], sizes, where)
+    return sources
 
 
 def open_checkpoint(path: str | Path, **options: Any) -> RoboticFeedbackSystem:
@@ -144,30 +204,32 @@ def open_checkpoint(path: str | Path, **options: Any) -> RoboticFeedbackSystem:
 
     Raises:
         CheckpointError: as of load_checkpoint, or an encoder's weights are missing.
+        ConfigError: a preset or a fusion method that does not exist, or a wrong option.
     """
-    header = read_header(path)
-    try:
-        built = {
-            "preset": header["preset"],
-            "fusion_method": header["fusion"]["method"],
-            "fusion_dim": header["fusion"]["dim"],
-            "pressure_channels": header["channels"]["pressure"],
-            "emg_channels": header["channels"]["emg"],
-            "seed": header["seed"],
-            **encoder_sources(header),
-        }
-    except KeyError as error:
-        raise CheckpointError(
-            f"checkpoint {str(path)!r} must name {error} in its header"
-        ) from None
-    with safe_open(_file(path), "pt") as content:
-        # The header decides how much memory is taken: it has to agree with the tensors first.
-        width = content.get_slice("fusion.mlp.branch.1.weight").get_shape()[0]
-    if built["fusion_dim"] != width:
-        raise CheckpointError(
-            f"checkpoint {str(path)!r} must have the fusion.dim of its tensors, {width}, "
-            f"got {built['fusion_dim']}; the file is damaged"
-        )
+    header, shapes = read_header(path), _shapes(path)
+    channels, dim = header["channels"], header["fusion"]["dim"]
+    # The header decides how much memory is taken: it has to agree with the tensors first.
+    for part, tensor, unit, asked in (
+        ("fusion.dim", "fusion.mlp.branch.1.weight", 1, dim),
+        ("channels.pressure", "pressure.lift.weight", _FEATURES, channels["pressure"]),
+        ("channels.emg", "emg.lift.weight", _FEATURES, channels["emg"]),
+    ):
+        width = shapes.get(tensor, ())[-1:]
+        if asked < 1 or width != (asked * unit,):
+            raise CheckpointError(
+                f"checkpoint {str(path)!r} must have the {part} of its tensors, "
+                f"{width[0] // unit if width else 'which are missing'}, got {asked}; the file is "
+                "damaged"
+            )
+    built = {
+        "preset": header["preset"],
+        "fusion_method": header["fusion"]["method"],
+        "fusion_dim": dim,
+        "pressure_channels": channels["pressure"],
+        "emg_channels": channels["emg"],
+        "seed": header["seed"],
+        **encoder_sources(path),
+    }
     system = RoboticFeedbackSystem(**{**built, **options})
     load_checkpoint(system, path)
     return system
@@ -207,14 +269,11 @@ def _compare(header: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str
             saved, here = (json.dumps(d.get(key), sort_keys=True) for d in (header, expected))
             wrong.append(f"{key}: checkpoint {saved}, system {here}")
     for name in ENCODERS:
-        saved = header.get("encoders", {}).get(name, {})
-        if (
-            not saved.get("stored")
-            and saved.get("weights") != expected["encoders"][name]["weights"]
-        ):
+        saved = header["encoders"][name]
+        if not saved["stored"] and saved["weights"] != expected["encoders"][name]["weights"]:
             wrong.append(
-                f"{name} weights: checkpoint {saved.get('name')} "
-                f"{str(saved.get('weights'))[:12]}, system {expected['encoders'][name]['name']} "
+                f"{name} weights: checkpoint {saved['name']} "
+                f"{saved['weights'][:12]}, system {expected['encoders'][name]['name']} "
                 f"{expected['encoders'][name]['weights'][:12]}"
             )
     return wrong
@@ -229,6 +288,27 @@ def _compare_shapes(
         if name in shapes and shapes[name] != tuple(tensor.shape):
             wrong.append(f"{name}: checkpoint {shapes[name]}, system {tuple(tensor.shape)}")
     return wrong
+
+
+def _mistakes(value: Any, layout: Any, name: str) -> Iterator[str]:
+    """Yield where a header's value is not of the layout's types."""
+    if isinstance(layout, dict) and isinstance(value, dict):
+        for key, inner in layout.items():
+            if key not in value:
+                yield f"{name}{key} is missing"
+            else:
+                end = "." if isinstance(inner, dict) else ""
+                yield from _mistakes(value[key], inner, f"{name}{key}{end}")
+        return
+    expected = dict if isinstance(layout, dict) else layout
+    if type(value) is not expected:
+        yield f"{name.rstrip('.')} is {value!r:.100}, not of type {expected.__name__}"
+
+
+def _shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor, without reading one."""
+    with safe_open(_file(path), "pt") as content:
+        return {n: tuple(content.get_slice(n).get_shape()) for n in content.keys()}  # noqa: SIM118
 
 
 def _file(path: str | Path) -> Path:

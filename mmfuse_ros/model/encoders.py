@@ -60,10 +60,14 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.model, self.spec, self.name, self.random = model, spec, name, random
         self.dim: int = model.config.projection_dim
-        side = model.config.image_size
+        self.check_spec(spec)
+
+    def check_spec(self, spec: ImageSpec) -> None:
+        """Raise CheckpointError where preprocessing does not go with the model."""
+        side = self.model.config.image_size
         if side != spec.crop:
             raise CheckpointError(
-                f"the image processor of {name} must crop to the model's {side} pixels, "
+                f"the image processor of {self.name} must crop to the model's {side} pixels, "
                 f"got {spec.crop}"
             )
 
@@ -89,12 +93,21 @@ class AudioEncoder(nn.Module):
         self.dim: int = model.config.hidden_size
         # SpecAugment is a device of speech recognition; it would blank parts of a short window.
         model.config.apply_spec_augment = False
+        steps = (*model.config.conv_kernel, *model.config.conv_stride)
+        if not all(type(n) is int and n >= 1 for n in steps):
+            raise CheckpointError(
+                f"conv_kernel and conv_stride of {name} must be whole numbers of at least 1, "
+                f"got {steps}; fetch the weights again"
+            )
         samples = 1
         for kernel, stride in zip(
             reversed(model.config.conv_kernel), reversed(model.config.conv_stride), strict=True
         ):
             samples = (samples - 1) * stride + kernel
         self.min_samples = samples
+
+    def check_spec(self, spec: AudioSpec) -> None:
+        """Do nothing: every rate and scale goes with the model; see VisionEncoder.check_spec."""
 
     def forward(self, wave: torch.Tensor) -> torch.Tensor:
         """Encode (B, T) samples at `spec.rate_hz` -> (B, D)."""
@@ -122,11 +135,16 @@ class SensorEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.channels, self.dim, self.length = channels, dim, length
-        width = channels * len(STATISTICS) * len(_FREQUENCIES) * 2
+        width = self.features(channels)
         self.register_buffer("frequencies", torch.tensor(_FREQUENCIES), persistent=False)
         self.lift = nn.Linear(width, dim, bias=False)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), small_linear(hidden, dim))
         isometric_(self.lift.weight)
+
+    @staticmethod
+    def features(channels: int) -> int:
+        """Return how many numbers describe a window of so many channels."""
+        return channels * len(STATISTICS) * len(_FREQUENCIES) * 2
 
     def forward(self, signal: torch.Tensor) -> torch.Tensor:
         """Encode (B, C, T) in the sensor's unit -> (B, D)."""

@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import torch
+from safetensors import safe_open
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from mmfuse_ros.errors import CheckpointError, ConfigError
 from mmfuse_ros.files import read_bounded
@@ -32,8 +37,12 @@ WEIGHTS_VARIABLE = "MMFUSE_WEIGHTS"
 
 _MAX_JSON_BYTES = 16 << 20
 
-_VISION_TYPES = ("clip", "clip_vision_model")
-_AUDIO_TYPES = ("wav2vec2", "hubert", "wavlm", "unispeech-sat", "data2vec-audio")
+_MAX_LABELS = 100_000  # of a classifier; `transformers` makes a text for each
+
+_TYPES = {
+    "vision": ("clip", "clip_vision_model"),
+    "audio": ("wav2vec2", "hubert", "wavlm", "unispeech-sat", "data2vec-audio"),
+}
 # Never used outside of masked pre-training, and left out of some checkpoints.
 _OPTIONAL_KEYS = ("masked_spec_embed",)
 
@@ -79,16 +88,12 @@ def load_vision(
     Raises:
         CheckpointError: the weights are missing, unreadable, incomplete or of another kind.
     """
-    from transformers import CLIPVisionModelWithProjection
-
     if isinstance(source, (str, Path)):
-        model = _from_pretrained(
-            CLIPVisionModelWithProjection, source, "vision", _VISION_TYPES, allow_download
-        )
+        model = _from_pretrained(source, "vision", allow_download)
         processor = _processor(source, "image_processor", allow_download)
         name, random = _public_name(source, model), False
     else:
-        model, random = _ready(CLIPVisionModelWithProjection, source, "vision", seed)
+        model, random = _ready(source, "vision", seed)
         processor, name = None, model.config.model_type
     if processor is not None:
         spec = ImageSpec.from_processor(processor, str(source))
@@ -102,15 +107,13 @@ def load_audio(
     source: Source, spec: AudioSpec, *, allow_download: bool = False, seed: int = 0
 ) -> AudioEncoder:
     """Return the audio encoder; arguments and errors as of load_vision."""
-    from transformers import AutoModel
-
     if isinstance(source, (str, Path)):
-        model = _from_pretrained(AutoModel, source, "audio", _AUDIO_TYPES, allow_download)
+        model = _from_pretrained(source, "audio", allow_download)
         processor = _processor(source, "feature_extractor", allow_download)
         if processor is not None:
             spec = AudioSpec.from_processor(processor, str(source))
         return AudioEncoder(model, spec, _public_name(source, model), random=False)
-    model, random = _ready(AutoModel, source, "audio", seed)
+    model, random = _ready(source, "audio", seed)
     return AudioEncoder(model, spec, model.config.model_type, random)
 
 
@@ -121,19 +124,107 @@ def make_config(architecture: dict[str, Any]) -> PretrainedConfig:
     return AutoConfig.for_model(**architecture)
 
 
-def _ready(factory: Any, source: Any, kind: str, seed: int) -> tuple[PreTrainedModel, bool]:
+def check_config(kind: str, content: Any, where: str) -> None:
+    """Refuse what a configuration may not say, before `transformers` sees it.
+
+    Args:
+        kind: "vision" or "audio".
+        content: the JSON value.
+        where: the file, for the message.
+
+    Raises:
+        CheckpointError: no object, another type of model, or labels without end.
+    """
+    model_type = content.get("model_type") if isinstance(content, dict) else None
+    if model_type not in _TYPES[kind]:
+        raise CheckpointError(
+            f"{kind} weights must be of type {', '.join(_TYPES[kind])}, "
+            f"got {model_type!r:.100} in {where}; choose other weights"
+        )
+    for part in (content, *(v for v in content.values() if isinstance(v, dict))):
+        labels = part.get("num_labels", 0)
+        if isinstance(labels, int) and labels > _MAX_LABELS:
+            raise CheckpointError(
+                f"num_labels must be at most {_MAX_LABELS}, got {labels} in {where}; it is "
+                "damaged, fetch it again"
+            )
+
+
+def check_size(kind: str, config: PretrainedConfig, sizes: Sequence[int], where: str) -> None:
+    """Refuse a configuration that asks for more than twice what the file beside it holds.
+
+    The model is built on the meta device, which takes no memory, and not further than that: a
+    number in a damaged configuration can ask for a model without end.
+
+    Args:
+        kind: "vision" or "audio".
+        config: what to build.
+        sizes: numbers in each tensor of the file.
+        where: the file, for the message.
+
+    Raises:
+        CheckpointError: too large, or `transformers` cannot build it.
+    """
+    held, own = sum(sizes), threading.get_ident()
+    tensors = numbers = 0
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal tensors, numbers
+        if threading.get_ident() != own or parameter is None:
+            return  # the hook is the process's, another thread may build a model too
+        tensors += 1
+        numbers += parameter.numel()
+        # Twice: a weight that is normalised is registered as a whole and in parts, and a tensor
+        # that the file lacks is named later.
+        if tensors > 2 * len(sizes) + 1 or numbers > 2 * held:
+            raise CheckpointError(
+                f"{kind} configuration must fit weights of {len(sizes)} tensors and {held} "
+                f"numbers, got one that asks for more than twice as many in {where}; it is "
+                "damaged, fetch it again"
+            )
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"), _quiet():
+            _build(kind, config)
+    except CheckpointError:
+        raise
+    except Exception as error:  # boundary: whatever a damaged configuration makes it raise
+        raise CheckpointError(_not_built(kind, where, error)) from error
+    finally:
+        hook.remove()
+
+
+def _not_built(kind: str, where: str, error: Exception) -> str:
+    return (
+        f"{kind} configuration must be one that `transformers` can build, got "
+        f"{type(error).__name__}: {error} from {where}; it is damaged, fetch it again"
+    )
+
+
+def _build(kind: str, config: Any) -> PreTrainedModel:
+    from transformers import AutoModel, CLIPVisionModelWithProjection
+
+    if kind == "vision":
+        return CLIPVisionModelWithProjection(config)
+    return AutoModel.from_config(config)
+
+
+def _ready(source: Any, kind: str, seed: int) -> tuple[PreTrainedModel, bool]:
     if isinstance(source, nn.Module):
         return source.eval(), False  # type: ignore[return-value]
-    with seeded(seed, kind):
-        model = factory.from_config(source) if hasattr(factory, "from_config") else factory(source)
+    try:
+        with seeded(seed, kind):
+            model = _build(kind, source)
+    except Exception as error:  # boundary: a checkpoint's configuration may ask for anything
+        raise CheckpointError(_not_built(kind, "what was given", error)) from error
     return model.float().eval(), True
 
 
-def _from_pretrained(
-    factory: Any, source: str | Path, kind: str, types: tuple[str, ...], allow_download: bool
-) -> PreTrainedModel:
-    from transformers import AutoConfig
+def _from_pretrained(source: str | Path, kind: str, allow_download: bool) -> PreTrainedModel:
+    from transformers import AutoConfig, AutoModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
+    factory: Any = CLIPVisionModelWithProjection if kind == "vision" else AutoModel
     where = str(source)
     # A config.json may name Python code of its own; it is never run, and nobody is asked.
     options: dict[str, Any] = {"local_files_only": not allow_download, "trust_remote_code": False}
@@ -143,12 +234,16 @@ def _from_pretrained(
         options["use_safetensors"] = True  # a file that somebody handed over is not unpickled
     try:
         with _quiet():
-            model_type = AutoConfig.from_pretrained(where, **options).model_type
-            if model_type not in types:
-                raise CheckpointError(
-                    f"{kind} weights must be of type {', '.join(types)}, "
-                    f"got {model_type!r} in {where!r}; choose other weights"
-                )
+            if _is_path(where):
+                content = json.loads(read_bounded(Path(where, "config.json"), _MAX_JSON_BYTES))
+                check_config(kind, content, repr(where))
+                reader: Any = CLIPVisionConfig if kind == "vision" else AutoConfig
+                config = reader.from_pretrained(where, local_files_only=True)
+                if sizes := _sizes(Path(where)):
+                    check_size(kind, config, sizes, repr(where))
+            else:
+                config = AutoConfig.from_pretrained(where, **options)
+                check_config(kind, {"model_type": config.model_type}, repr(where))
             model, report = factory.from_pretrained(where, output_loading_info=True, **options)
     except CheckpointError:
         raise
@@ -200,6 +295,22 @@ def _check_folder(where: str, kind: str) -> None:
         )
 
 
+def _sizes(folder: Path) -> list[int]:
+    """Return how many numbers each tensor of a checked folder holds; none is read."""
+    files = [folder / "model.safetensors"]
+    if not files[0].is_file():
+        index = folder / "model.safetensors.index.json"
+        if not index.is_file():
+            return []  # `transformers` says best what it looked for
+        names = json.loads(read_bounded(index, _MAX_JSON_BYTES))["weight_map"].values()
+        files = [folder / name for name in sorted(set(names))]
+    sizes = []
+    for file in files:
+        with safe_open(file, "pt") as content:
+            sizes += [math.prod(content.get_slice(n).get_shape()) for n in content.keys()]  # noqa: SIM118
+    return sizes
+
+
 def _missing(where: str, kind: str, allow_download: bool, error: OSError) -> str:
     if Path(where).is_dir():
         return (
@@ -237,11 +348,17 @@ def _processor(source: str | Path, part: str, allow_download: bool) -> dict[str,
             if path is None:
                 continue
             content = json.loads(read_bounded(path, _MAX_JSON_BYTES))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{file} of {where!r} must be readable: {error}") from error
-        content = content.get(part, content if file.startswith("pre") else None)
-        if content is not None:
+        if isinstance(content, dict):
+            content = content.get(part, content if file.startswith("pre") else None)
+        if isinstance(content, dict):
             return content
+        if content is not None:
+            raise CheckpointError(
+                f"{file} of {where!r} must hold a JSON object, got {content!r:.100}; fetch it "
+                "again"
+            )
     _LOG.warning(
         "%s has no preprocessor_config.json; taking the preset's constants. Save the processor "
         "beside the weights to be sure of them",

@@ -31,12 +31,34 @@ class ImageSpec:
         size: length of the shorter side after the resize, pixels.
         crop: side of the centre square that is cut out, pixels.
         mean, std: of each channel, for pixels in [0, 1].
+
+    Raises:
+        CheckpointError: a value that no picture can be made with.
     """
 
     size: int = 224
     crop: int = 224
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
+
+    def __post_init__(self) -> None:
+        sides = (self.size, self.crop)
+        # The picture between resize and crop takes memory by `size`.
+        if (
+            not all(type(n) is int for n in sides)
+            or not 1 <= self.crop <= self.size <= 4 * self.crop
+        ):
+            raise CheckpointError(
+                "an image must be resized to a whole number of pixels from the crop's to four "
+                f"times as many, got size {self.size!r} and crop {self.crop!r}; correct the image "
+                "processor's configuration"
+            )
+        if not _is_triple(self.mean, -1e3, 1e3) or not _is_triple(self.std, 1e-6, 1e3):
+            raise CheckpointError(
+                "image_mean and image_std must be three numbers each, within 1000 and std at "
+                f"least 1e-6, got {self.mean!r} and {self.std!r}; correct the image processor's "
+                "configuration"
+            )
 
     @classmethod
     def from_processor(cls, processor: Mapping[str, Any], source: str) -> ImageSpec:
@@ -49,7 +71,7 @@ class ImageSpec:
         shortest: Any = size
         if isinstance(size, dict):
             shortest = size.get("shortest_edge", size.get("height"))
-        side = crop["height"] if isinstance(crop, dict) else crop
+        side: Any = crop.get("height") if isinstance(crop, dict) else crop
         wrong = [
             f"{name} is {processor[name]!r}"
             for name, expected in {
@@ -61,27 +83,41 @@ class ImageSpec:
             }.items()
             if processor.get(name, expected) != expected
         ]
-        if isinstance(crop, dict) and crop["width"] != crop["height"]:
+        if isinstance(crop, dict) and crop.get("width") != side:
             wrong.append(f"crop_size is {crop!r}, not a square")
         if isinstance(size, dict) and size.get("width", shortest) != shortest:
             wrong.append(f"size is {size!r}, which distorts the picture")
-        if not isinstance(shortest, int) or shortest < side:
+        if not isinstance(shortest, int) or not isinstance(side, int) or shortest < side:
             wrong.append(f"size {size!r} is smaller than crop_size {crop!r}")
         if wrong:
             raise CheckpointError(
                 f"the image processor of {source} must be CLIP's (bicubic resize of the shorter "
                 f"side, centre crop, normalisation), got one where {', '.join(wrong)}"
             )
-        mean = tuple(processor.get("image_mean", CLIP_MEAN))
-        return cls(shortest, side, mean, tuple(processor.get("image_std", CLIP_STD)))
+        constants = (processor.get("image_mean", CLIP_MEAN), processor.get("image_std", CLIP_STD))
+        mean, std = (tuple(c) if isinstance(c, list) else c for c in constants)
+        return cls(shortest, side, mean, std)
 
 
 @dataclass(frozen=True)
 class AudioSpec:
-    """How an audio encoder wants its samples: rate, and whether each row is standardised."""
+    """How an audio encoder wants its samples: rate, and whether each row is standardised.
+
+    Raises:
+        CheckpointError: a value of another type, or a rate that no microphone has.
+    """
 
     rate_hz: int = 16000
     do_normalize: bool = True
+
+    def __post_init__(self) -> None:
+        rate, normalize = self.rate_hz, self.do_normalize
+        if type(rate) is not int or not 1000 <= rate <= 384000 or type(normalize) is not bool:
+            raise CheckpointError(
+                "sampling_rate must be a whole number from 1000 to 384000 and do_normalize true "
+                f"or false, got {rate!r} and {normalize!r}; correct the feature extractor's "
+                "configuration"
+            )
 
     @classmethod
     def from_processor(cls, processor: Mapping[str, Any], source: str) -> AudioSpec:
@@ -91,7 +127,17 @@ class AudioSpec:
                 f"the feature extractor of {source} must take raw mono samples (feature_size 1), "
                 f"got feature_size {processor['feature_size']}"
             )
-        return cls(int(processor.get("sampling_rate", 16000)), processor.get("do_normalize", True))
+        rate = processor.get("sampling_rate", 16000)
+        rate = int(rate) if isinstance(rate, float) and rate.is_integer() else rate
+        return cls(rate, processor.get("do_normalize", True))
+
+
+def _is_triple(values: Any, low: float, high: float) -> bool:
+    return (
+        isinstance(values, tuple)
+        and len(values) == 3
+        and all(type(v) in (int, float) and low <= v <= high for v in values)
+    )
 
 
 def resize_and_crop(images: torch.Tensor, spec: ImageSpec) -> torch.Tensor:

@@ -17,7 +17,7 @@ from mmfuse_ros.config import Config
 from mmfuse_ros.errors import ConfigError, InputError, ModelError
 from mmfuse_ros.memory import give_back
 from mmfuse_ros.model.backends import DTYPES, EncoderBackend, TorchBackend, auto_precision
-from mmfuse_ros.model.checkpoint import encoder_sources, load_checkpoint, read_header
+from mmfuse_ros.model.checkpoint import encoder_sources, load_checkpoint
 from mmfuse_ros.model.encoders import seeded, tensor_hash
 from mmfuse_ros.model.graphs import CudaRecorder, WindowGraphs
 from mmfuse_ros.model.openvino_backend import OpenVinoBackend, openvino_installed
@@ -450,7 +450,7 @@ def build_system(config: Config) -> RoboticFeedbackSystem:
         "seed": model.seed,
     }
     if model.checkpoint:
-        options.update(encoder_sources(read_header(model.checkpoint)))
+        options.update(encoder_sources(model.checkpoint))
     system = RoboticFeedbackSystem(**options)
     if model.checkpoint:
         load_checkpoint(system, model.checkpoint)

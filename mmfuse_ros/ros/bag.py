@@ -9,9 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rosbags.rosbag2 import Reader, ReaderError
+from rosbags.rosbag2 import Reader
 
 from mmfuse_ros.errors import ConfigError, InputError
+
+_MAX_NUMBER = 1 << 64  # rosbags has 2**63 - 1 for the start of an empty recording
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,11 @@ class Record:
 class Bag:
     """A recording, open for reading.
 
+    What a damaged file makes `rosbags` raise comes out as InputError: from a struct's, a
+    decompressor's or a database's own error to MemoryError, where a length in the file asks for
+    more than the machine has. Lengths are not bounded before: they lie inside of records that
+    only `rosbags` reads, and compressed parts are unpacked to whatever size they have.
+
     Args:
         path: the recording's folder, the one that holds `metadata.yaml`.
 
@@ -49,8 +56,16 @@ class Bag:
         try:
             self._reader = Reader(self.path)
             self._reader.open()
-        except (ReaderError, OSError, ValueError, KeyError) as error:
-            raise InputError(f"{self.path} is not a readable recording: {error}") from error
+        except Exception as error:  # boundary: see the class
+            raise InputError(
+                f"{self.path} is not a readable recording: {_cause(error)}; record it again, or "
+                "mend it with `ros2 bag reindex`"
+            ) from error
+        try:
+            self._check()
+        except InputError:
+            self._reader.close()
+            raise
 
     def __enter__(self) -> Bag:
         return self
@@ -62,6 +77,22 @@ class Bag:
         trace: TracebackType | None,
     ) -> None:
         self._reader.close()
+
+    def _check(self) -> None:
+        """Refuse numbers and names of another type: metadata.yaml is taken as it stands."""
+        reader = self._reader
+        numbers = (reader.message_count, reader.start_time, reader.duration)
+        names = [name for c in reader.connections for name in (c.topic, c.msgtype)]
+        if not all(type(n) is int and 0 <= n < _MAX_NUMBER for n in numbers):
+            raise InputError(
+                f"{self.path} must count messages and nanoseconds in whole numbers, got "
+                f"{numbers}; its metadata is damaged, mend it with `ros2 bag reindex`"
+            )
+        if not all(isinstance(name, str) for name in names):
+            raise InputError(
+                f"{self.path} must name topics and types as text, got {names}; its metadata is "
+                "damaged, mend it with `ros2 bag reindex`"
+            )
 
     @property
     def topics(self) -> dict[str, str]:
@@ -92,8 +123,14 @@ class Bag:
         try:
             for connection, stamp_ns, data in self._reader.messages(connections=chosen):
                 yield Record(connection.topic, stamp_ns, bytes(data))
-        except (ReaderError, OSError, ValueError, KeyError) as error:
-            raise InputError(f"{self.path} is damaged: {error}") from error
+        except Exception as error:  # boundary: see the class
+            raise InputError(
+                f"{self.path} is damaged: {_cause(error)}; record it again"
+            ) from error
+
+
+def _cause(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def message_class(type_name: str) -> Any:

@@ -4,13 +4,13 @@ A small seeded budget runs by default; MMFUSE_FUZZ=1000000 sets the number of in
 """
 
 import array
-import os
 import resource
 import types
 
 import cv2
 import numpy as np
 import pytest
+from fuzz import BUDGET, EDGES, mutate, pick
 from geometry_msgs.msg import WrenchStamped
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import (
@@ -29,45 +29,16 @@ from mmfuse_ros.ros.adapters.images import MAX_SIDE
 from mmfuse_ros.ros.adapters.messages import MAX_SIGNAL_BYTES
 from mmfuse_ros.samples import Chunk, Frame, Modality
 
-BUDGET = int(os.environ.get("MMFUSE_FUZZ", "12000"))
-
 # The memory that one decoded input may take beside the input: the picture twice (BGR, then RGB).
 MAX_GROWTH_MB = 2 * 3 * MAX_SIDE * MAX_SIDE // 2**20 + 64
 
 ENCODINGS = ["rgb8", "bgr8", "rgba8", "bgra8", "mono8", "mono16", "8UC1", "8UC3", "16UC1"]
 ENCODINGS += ["yuv422", "yuv422_yuy2", "nv12", "nv21", "rgb16", "32FC1", "", "bayer_rggb8"]
 ENCODINGS += ["bayer_bggr16", "bayer_gbrg8", "bayer_grbg16"]
-EDGES = [0, 1, 2, 3, 4, 5, 7, 8, 63, 64, 255, 256, 8191, 8192, 8193, 65535, 2**31 - 1, 2**32 - 1]
-
-
-def pick(rng, options):
-    return options[int(rng.integers(len(options)))]
 
 
 def number(rng, low=1, high=48):
     return int(pick(rng, EDGES)) if rng.random() < 0.2 else int(rng.integers(low, high))
-
-
-def mutate(rng, data):
-    """Flip, overwrite, cut, repeat and insert a few times."""
-    data = bytearray(data)
-    for _ in range(int(rng.integers(1, 6))):
-        at = int(rng.integers(len(data) + 1))
-        size = int(rng.integers(1, 32))
-        kind = int(rng.integers(6))
-        if kind == 0 and at < len(data):
-            data[at] ^= 1 << int(rng.integers(8))
-        elif kind == 1:
-            data[at : at + size] = rng.bytes(size)
-        elif kind == 2:
-            del data[at : at + size]
-        elif kind == 3:
-            data[at:at] = data[at : at + size] * int(rng.integers(1, 20))
-        elif kind == 4:
-            data[at : at + 4] = int(pick(rng, EDGES)).to_bytes(4, pick(rng, ["big", "little"]))
-        elif rng.random() < 0.2:
-            del data[at:]
-    return bytes(data)
 
 
 def seeds():
@@ -176,7 +147,7 @@ def test_only_input_errors_come_out(generate):
     used = refused = 0
     arrival_ns = 1_700_000_000 * 10**9
     before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(max(1, BUDGET // len(GENERATORS))):
+    for _ in range(max(1, (BUDGET or 12_000) // len(GENERATORS))):
         modality, parameters, message = generate(rng)
         key = tuple(parameters.items())
         if key not in adapters:
