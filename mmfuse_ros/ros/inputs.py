@@ -124,6 +124,8 @@ class Input:
                     return
                 self._on_message(*taken)
             except Exception as error:  # stream boundary: the others and the cameras go on
+                if not self._node.context.ok():  # a signal has ended it meanwhile
+                    return
                 if taken is None:  # bytes that are no message of this type
                     self.received += 1
                     self.last_arrival_s = time.monotonic()

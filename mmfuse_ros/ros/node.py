@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import os
+import signal
 import sys
 import threading
 import time
@@ -454,6 +455,11 @@ def _spin(node: FusionNode, executor: SingleThreadedExecutor) -> None:
                 node.report(error)
 
 
+def _ignore_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def main(args: list[str] | None = None) -> int:
     """Run the node until it is told to stop; return the exit code.
 
@@ -474,6 +480,8 @@ def main(args: list[str] | None = None) -> int:
             raise
     finally:
         deaf = node is not None and node.deaf and rclpy.ok()
+        if not deaf:
+            _ignore_signals()  # Ctrl-C in a terminal reaches a launched node twice
         # What is left goes with the process: to search a model's objects for it takes seconds.
         gc.freeze()
         if node is not None:
@@ -487,6 +495,7 @@ def main(args: list[str] | None = None) -> int:
         if deaf:
             os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # the old participant's sockets and locks
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        _ignore_signals()  # the shutdown has put back what was there before
         if node is not None and node.busy:
             # Native code that compiles or runs a model cannot be interrupted, and the
             # interpreter must not be torn down under it.
