@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import json
-import signal
 import time
 
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
+from harness import NodeProcess, Robot
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import Bool, Float32, Float32MultiArray
-from std_srvs.srv import Trigger
+from std_srvs.srv import SetBool, Trigger
 
 from mmfuse_ros.config import Config
 from mmfuse_ros.samples import NS_PER_S, Modality
 
 
+@pytest.fixture(scope="module")
+def live(domain, parameters, tmp_path_factory):
+    """One node for all of these tests; each leaves it as it found it."""
+    given = {**parameters, "anomaly.method": "cosine", "anomaly.baseline_windows": 5}
+    node = NodeProcess(given, log=tmp_path_factory.mktemp("live") / "log")
+    yield node
+    code, _ = node.stop()
+    assert code == 0, node.text()
+
+
 @pytest.fixture
-def live(start, robot):
-    """A node that has published its first embedding of all five streams."""
-    node = start(anomaly__method="cosine", anomaly__baseline_windows=5)
-    assert robot.run(60, until=lambda: robot.mask() == set(Modality)), node.text()
-    return node
+def robot(live):
+    """A robot whose five streams have come out as an embedding."""
+    made = Robot()
+    assert made.run(60, until=lambda: made.mask() == set(Modality)), live.text()
+    yield made
+    made.close()
 
 
 def test_every_output(live, robot):
@@ -79,6 +90,44 @@ def test_stamps_are_the_cameras_own(live, robot, monkeypatch):
     assert all(0 <= age < 2 for age in list(robot.watch.ages_s)[-5:])
 
 
+def test_a_baseline_is_gathered_and_cleared(live, robot):
+    assert "5 windows" in robot.watch.call("set_baseline")
+    assert robot.run(20, until=lambda: np.isfinite(robot.latest().score))
+    assert not robot.latest().flag
+    assert robot.run(10, until=lambda: robot.row("input audio")[0] == 0), robot.row("input audio")
+    robot.watch.call("clear_baseline")
+    assert robot.run(10, until=lambda: np.isnan(robot.latest().score))
+
+
+def test_a_lost_camera_is_a_mask_bit_and_a_diagnostic(live, robot):
+    robot.without = {Modality.CAMERA_2}
+    begun = time.monotonic()
+    assert robot.run(5, until=lambda: "silent" in robot.row("input camera_2")[2])
+    took_s = time.monotonic() - begun
+    print(f"silent after {took_s:.2f} s")
+    assert took_s < Config().watchdog.silence_s + 0.5
+    assert robot.run(5, until=lambda: Modality.CAMERA_2 not in robot.mask())
+    assert robot.run(
+        5, until=lambda: robot.watch.anomaly["anomaly camera_2"][::2] == (3, "not live")
+    )
+    before = len(robot.watch.embeddings)
+    robot.run(2.0)
+    assert len(robot.watch.embeddings) > before  # embeddings go on
+    robot.without = set()
+    assert robot.run(10, until=lambda: robot.mask() == set(Modality))
+    assert robot.run(5, until=lambda: robot.row("input camera_2")[0] == 0)
+
+
+def test_enable_stops_and_resumes(live, robot):
+    robot.watch.ask(SetBool, "mmfuse/enable", SetBool.Request(data=False))
+    robot.run(1.0)
+    before = len(robot.watch.embeddings)
+    robot.run(1.0)
+    assert len(robot.watch.embeddings) == before
+    robot.watch.ask(SetBool, "mmfuse/enable", SetBool.Request(data=True))
+    assert robot.run(10, until=lambda: len(robot.watch.embeddings) > before)
+
+
 def test_a_stream_that_turns_strange_raises_the_alarm(live, robot, monkeypatch):
     flags = []
     latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -129,77 +178,3 @@ def ask(robot, kind, service, request):
     future = client.call_async(request)
     assert robot.run(10, until=future.done)
     return future.result()
-
-
-def test_a_baseline_is_gathered_and_cleared(live, robot):
-    assert "5 windows" in robot.watch.call("set_baseline")
-    assert robot.run(20, until=lambda: np.isfinite(robot.latest().score))
-    assert not robot.latest().flag
-    assert robot.run(10, until=lambda: robot.row("input audio")[0] == 0), robot.row("input audio")
-    robot.watch.call("clear_baseline")
-    assert robot.run(10, until=lambda: np.isnan(robot.latest().score))
-
-
-def test_a_lost_camera_is_a_mask_bit_and_a_diagnostic(live, robot):
-    robot.without = {Modality.CAMERA_2}
-    begun = time.monotonic()
-    assert robot.run(5, until=lambda: "silent" in robot.row("input camera_2")[2])
-    took_s = time.monotonic() - begun
-    print(f"silent after {took_s:.2f} s")
-    assert took_s < Config().watchdog.silence_s + 0.5
-    assert robot.run(5, until=lambda: Modality.CAMERA_2 not in robot.mask())
-    assert robot.run(
-        5, until=lambda: robot.watch.anomaly["anomaly camera_2"][::2] == (3, "not live")
-    )
-    before = len(robot.watch.embeddings)
-    robot.run(2.0)
-    assert len(robot.watch.embeddings) > before  # embeddings go on
-    robot.without = set()
-    assert robot.run(10, until=lambda: robot.mask() == set(Modality))
-    assert robot.run(5, until=lambda: robot.row("input camera_2")[0] == 0)
-
-
-def test_enable_stops_and_resumes(live, robot):
-    from std_srvs.srv import SetBool
-
-    robot.watch.ask(SetBool, "mmfuse/enable", SetBool.Request(data=False))
-    robot.run(1.0)
-    before = len(robot.watch.embeddings)
-    robot.run(1.0)
-    assert len(robot.watch.embeddings) == before
-    robot.watch.ask(SetBool, "mmfuse/enable", SetBool.Request(data=True))
-    assert robot.run(10, until=lambda: len(robot.watch.embeddings) > before)
-
-
-def test_interrupts_end_it_with_code_0(live, robot):
-    """Ctrl-C in a terminal reaches a launched node twice: from there, and from launch."""
-    live.process.send_signal(signal.SIGINT)
-    time.sleep(0.05)
-    code, seconds = live.stop(signal.SIGINT)
-    assert code == 0, live.text()
-    assert seconds < 3.0
-    assert "Traceback" not in live.text()
-
-
-def test_missing_weights_are_one_clear_error(start, robot, tmp_path):
-    node = start(model__vision=str(tmp_path / "nowhere"))
-    assert robot.run(60, until=lambda: robot.row("node")[0] == 2), node.text()
-    assert "nowhere" in robot.row("node")[2] or "vision" in robot.row("node")[2]
-    assert "Traceback" not in node.text()
-    assert node.process.poll() is None  # it stays up, unconfigured
-
-
-@pytest.mark.parametrize(
-    ("given", "text"),
-    [
-        (
-            {"sync__toleranse_s": 1.0},
-            "unknown parameter 'sync.toleranse_s'; did you mean sync.tolerance_s?",
-        ),
-        ({"audio__window_s": 99}, "audio.window_s must be at most 30, got 99"),
-    ],
-)
-def test_unknown_and_bad_parameters_are_named(start, robot, given, text):
-    node = start(**given)
-    assert robot.run(60, until=lambda: text in robot.row("node")[2]), node.text()
-    assert text in node.text()
