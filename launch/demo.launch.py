@@ -1,6 +1,5 @@
 """The fusion node and simulated sensors: `ros2 launch mmfuse_ros demo.launch.py`."""
 
-import os
 from pathlib import Path
 
 from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
@@ -9,16 +8,13 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from launch import LaunchDescription
+from mmfuse_ros.cli.processes import transport_environment
 
 HERE = Path(__file__).resolve().parent
-PROFILE = str(HERE.parent / "config" / "fastdds.xml")
-POLICY = "RMW_FASTRTPS_USE_QOS_FROM_XML"  # makes rmw_fastrtps heed the profile's policies
 
 
 def generate_launch_description() -> LaunchDescription:
     """Return both processes; untrained weights unless `weights:=pretrained` is given."""
-    names = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
-    chosen = any(name in os.environ for name in (*names, "FASTDDS_BUILTIN_TRANSPORTS"))
     return LaunchDescription(
         [
             DeclareLaunchArgument("weights", default_value="random", description="or pretrained"),
@@ -35,7 +31,7 @@ def generate_launch_description() -> LaunchDescription:
                 package="mmfuse_ros",
                 executable="sensor_sim",
                 namespace=LaunchConfiguration("namespace"),
-                additional_env={} if chosen else {**dict.fromkeys(names, PROFILE), POLICY: "1"},
+                additional_env=transport_environment(),
                 output="screen",
             ),
         ]

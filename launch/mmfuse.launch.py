@@ -1,6 +1,5 @@
 """Bring up the fusion node: `ros2 launch mmfuse_ros mmfuse.launch.py params_file:=my.yaml`."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,24 +8,12 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from launch import LaunchContext, LaunchDescription
+from mmfuse_ros.cli.processes import transport_environment
+from mmfuse_ros.config import PRESETS
+from mmfuse_ros.ros import topics
 
 CONFIG = Path(__file__).resolve().parent.parent / "config"
-PRESETS = ("lightweight", "balanced", "high_capacity")
-TOPICS = {
-    "camera_1": "camera_1/image",
-    "camera_2": "camera_2/image",
-    "audio": "audio",
-    "pressure": "pressure",
-    "emg": "emg",
-    "phase": "phase",
-}
-# Fast DDS' default transport loses most of large best-effort images; the shipped profile's loses
-# none. Humble reads the first variable, later distros the second too. What is set stays.
-TRANSPORT_VARIABLES = (
-    "FASTRTPS_DEFAULT_PROFILES_FILE",
-    "FASTDDS_DEFAULT_PROFILES_FILE",
-    "FASTDDS_BUILTIN_TRANSPORTS",
-)
+TOPICS = {**{m.value: topic for m, topic in topics.TOPICS.items()}, "phase": topics.PHASE}
 
 
 def fusion_node(context: LaunchContext) -> list[Node]:
@@ -39,6 +26,7 @@ def fusion_node(context: LaunchContext) -> list[Node]:
     if preset not in ("", *PRESETS):
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     file = "mmfuse" if preset in ("", "balanced") else preset
+    profile = given("fastdds_profile")
     single = {f"model.{name}": given(name) for name in ("preset", "device", "weights")}
     return [
         Node(
@@ -56,7 +44,8 @@ def fusion_node(context: LaunchContext) -> list[Node]:
             ],
             remappings=remappings(given),
             arguments=["--ros-args", "--log-level", given("log_level")],
-            additional_env=transport(given),
+            # Fast DDS' default transport loses most of large best-effort images.
+            additional_env=transport_environment(profile) if profile else {},
             respawn=LaunchConfiguration("respawn"),
             respawn_delay=1.0,
             output="screen",
@@ -70,16 +59,6 @@ def remappings(given: Callable[[str], str]) -> list[tuple[str, str]]:
     rules = [(topic, given(name)) for name, topic in TOPICS.items()]
     cameras = [name for name in TOPICS if name.startswith("camera")]
     return rules + [(f"{TOPICS[n]}/compressed", f"{given(n)}/compressed") for n in cameras]
-
-
-def transport(given: Callable[[str], str]) -> dict[str, str]:
-    """Return the environment that names the transport profile, where none is chosen yet."""
-    profile = given("fastdds_profile")
-    if not profile or any(name in os.environ for name in TRANSPORT_VARIABLES):
-        return {}
-    # The second makes rmw_fastrtps heed the profile's memory policies.
-    named = dict.fromkeys(TRANSPORT_VARIABLES[:2], profile)
-    return {**named, "RMW_FASTRTPS_USE_QOS_FROM_XML": "1"}
 
 
 def arguments() -> list[DeclareLaunchArgument]:

@@ -1,6 +1,5 @@
 """A recording into the node: `ros2 launch mmfuse_ros replay.launch.py bag:=DIR`."""
 
-import os
 from pathlib import Path
 
 from launch.actions import DeclareLaunchArgument, ExecuteProcess, IncludeLaunchDescription
@@ -8,16 +7,13 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 
 from launch import LaunchDescription
+from mmfuse_ros.cli.processes import transport_environment
 
 HERE = Path(__file__).resolve().parent
-PROFILE = str(HERE.parent / "config" / "fastdds.xml")
-POLICY = "RMW_FASTRTPS_USE_QOS_FROM_XML"  # makes rmw_fastrtps heed the profile's policies
 
 
 def generate_launch_description() -> LaunchDescription:
     """Return the player, which publishes /clock, and the node, which follows it."""
-    names = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
-    chosen = any(name in os.environ for name in (*names, "FASTDDS_BUILTIN_TRANSPORTS"))
     return LaunchDescription(
         [
             DeclareLaunchArgument("bag", description="folder of a rosbag2 recording"),
@@ -45,7 +41,7 @@ def generate_launch_description() -> LaunchDescription:
                     "--rate",
                     LaunchConfiguration("rate"),
                 ],
-                additional_env={} if chosen else {**dict.fromkeys(names, PROFILE), POLICY: "1"},
+                additional_env=transport_environment(),
                 output="screen",
             ),
         ]

@@ -24,16 +24,28 @@ _PR_SET_PDEATHSIG = 1
 
 def ros_environment() -> dict[str, str]:
     """Return this process' environment, made safe for a private run on one machine."""
-    env = dict(os.environ)
-    if not any(name in env for name in ("FASTDDS_BUILTIN_TRANSPORTS", *PROFILE_VARIABLES)):
-        env.update(dict.fromkeys(PROFILE_VARIABLES, str(fastdds_profile())))
-        env.setdefault(POLICY_VARIABLE, "1")
+    env = {**transport_environment(), **os.environ}
     env.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     if env.get("ROS_DISTRO") == "humble":
         env.setdefault("ROS_LOCALHOST_ONLY", "1")  # the only one that Humble knows
     # The model shares the cores with DDS and Python: idle OpenMP threads must not spin.
     env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return env
+
+
+def transport_environment(profile: str = "") -> dict[str, str]:
+    """Return the variables that name a Fast DDS profile; none where one is chosen already.
+
+    Args:
+        profile: its file; the one that is shipped where empty.
+
+    Raises:
+        ConfigError: as of fastdds_profile.
+    """
+    if any(name in os.environ for name in ("FASTDDS_BUILTIN_TRANSPORTS", *PROFILE_VARIABLES)):
+        return {}
+    named = dict.fromkeys(PROFILE_VARIABLES, profile or str(fastdds_profile()))
+    return {**named, POLICY_VARIABLE: "1"}
 
 
 def fastdds_profile() -> Path:

@@ -106,9 +106,6 @@ class AudioEncoder(nn.Module):
             samples = (samples - 1) * stride + kernel
         self.min_samples = samples
 
-    def check_spec(self, spec: AudioSpec) -> None:
-        """Do nothing: every rate and scale goes with the model; see VisionEncoder.check_spec."""
-
     def forward(self, wave: torch.Tensor) -> torch.Tensor:
         """Encode (B, T) samples at `spec.rate_hz` -> (B, D)."""
         return self.encode(normalize_audio(wave, self.spec))

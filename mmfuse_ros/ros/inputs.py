@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -25,6 +24,7 @@ from mmfuse_ros.config import Config
 from mmfuse_ros.errors import InputError
 from mmfuse_ros.ros.adapters import make_adapter
 from mmfuse_ros.ros.content import Clipping, Picture
+from mmfuse_ros.ros.logging import traceback_of
 from mmfuse_ros.ros.polling import LossCounter, Polled, take_all
 from mmfuse_ros.ros.topics import TOPICS
 from mmfuse_ros.samples import Chunk, Frame, Modality
@@ -130,10 +130,8 @@ class Input:
                     self.received += 1
                     self.last_arrival_s = time.monotonic()
                     self._reject("undecodable", f"{type(error).__name__}: {error}")
-                text = "".join(traceback.format_exception(error)).rstrip()
-                self._node.get_logger().error(
-                    f"a message of {self.topic} failed\n{text}", throttle_duration_sec=1.0
-                )
+                text = f"a message of {self.topic} failed\n{traceback_of(error)}"
+                self._node.get_logger().error(text, throttle_duration_sec=1.0)
                 if taken is None:
                     return
 

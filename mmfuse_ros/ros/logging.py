@@ -1,4 +1,4 @@
-"""Python's logging, sent to the node's own log (terminal, /rosout, file)."""
+"""The node's log: Python's logging sent to it (terminal, /rosout, file), errors as text."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class _RosHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
-        if record.exc_info:
-            text += "\n" + "".join(traceback.format_exception(*record.exc_info)).rstrip()
+        if record.exc_info and record.exc_info[1]:
+            text += "\n" + traceback_of(record.exc_info[1])
         # rclpy insists that one call site keeps one severity.
         if record.levelno >= logging.ERROR:
             self._log.error(text)
@@ -32,3 +32,8 @@ def forward_logging(node: Node) -> None:
     logger.handlers = [_RosHandler(node)]
     logger.setLevel(logging.INFO)
     logger.propagate = False
+
+
+def traceback_of(error: BaseException) -> str:
+    """Return an error as Python prints it."""
+    return "".join(traceback.format_exception(error)).rstrip()

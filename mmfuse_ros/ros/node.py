@@ -42,10 +42,10 @@ from mmfuse_ros.ros import parameters
 from mmfuse_ros.ros.deafness import LOOK_PERIOD_S, Deafness
 from mmfuse_ros.ros.diagnostics import Diagnostics, Latency
 from mmfuse_ros.ros.inputs import Input
-from mmfuse_ros.ros.logging import forward_logging
+from mmfuse_ros.ros.logging import forward_logging, traceback_of
 from mmfuse_ros.ros.polling import DUE_PERIOD_S, calm_events
 from mmfuse_ros.ros.publishers import Publishers
-from mmfuse_ros.ros.transitions import guarded, refusing, traceback_of
+from mmfuse_ros.ros.transitions import guarded, refusing
 from mmfuse_ros.samples import Chunk, Frame, Modality, Result
 from mmfuse_ros.stream.synchronizer import Synchronizer
 from mmfuse_ros.worker import Worker

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
@@ -10,6 +9,7 @@ from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
 from mmfuse_ros.errors import MmfuseError
+from mmfuse_ros.ros.logging import traceback_of
 
 
 class Undoing(Protocol):
@@ -60,7 +60,3 @@ def refusing(change: Callable[[Any, Any], Any], node: LifecycleNode) -> Callable
             return response
 
     return run
-
-
-def traceback_of(error: Exception) -> str:
-    return "".join(traceback.format_exception(error)).rstrip()

@@ -13,7 +13,7 @@ from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import Bool, Float32, Float32MultiArray
-from std_srvs.srv import SetBool, Trigger
+from std_srvs.srv import SetBool
 
 from mmfuse_ros.config import Config
 from mmfuse_ros.samples import NS_PER_S, Modality
@@ -137,7 +137,7 @@ def test_a_stream_that_turns_strange_raises_the_alarm(live, robot, monkeypatch):
     still = robot.picture(1)
     monkeypatch.setattr(robot, "picture", lambda *_: still)
     robot.run(1.0)
-    assert ask(robot, Trigger, "set_baseline", Trigger.Request()).success
+    robot.watch.call("set_baseline")
     assert robot.run(20, until=lambda: np.isfinite(robot.latest().score)), live.text()
     seen = len(robot.watch.embeddings)
     assert robot.run(20, until=lambda: len(robot.watch.embeddings) > seen + 15)
@@ -146,7 +146,7 @@ def test_a_stream_that_turns_strange_raises_the_alarm(live, robot, monkeypatch):
     limit = 1.0 - 3.0 * normal
     value = ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=limit)
     request = SetParameters.Request(parameters=[Parameter(name="anomaly.threshold", value=value)])
-    assert ask(robot, SetParameters, "set_parameters", request).results[0].successful
+    assert robot.watch.ask(SetParameters, "mmfuse/set_parameters", request).results[0].successful
     del flags[:]
 
     def calm():
@@ -169,12 +169,3 @@ def test_a_stream_that_turns_strange_raises_the_alarm(live, robot, monkeypatch):
     assert robot.watch.anomaly["anomaly pressure"][0] != 0
     robot.without = set()
     assert robot.run(20, until=calm)
-
-
-def ask(robot, kind, service, request):
-    """Call a service of the node while the streams go on."""
-    client = robot.watch.create_client(kind, f"mmfuse/{service}")
-    assert robot.run(10, until=client.service_is_ready)
-    future = client.call_async(request)
-    assert robot.run(10, until=future.done)
-    return future.result()

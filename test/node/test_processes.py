@@ -84,7 +84,7 @@ def test_a_killed_node_leaves_no_process_and_its_memory_is_reported(domain, tmp_
 
 
 def test_a_node_that_went_deaf_is_started_anew(domain, light, robot, tmp_path):
-    """Silence is a double here: Fast DDS goes deaf in one of ten standstills only."""
+    """Silence is a double here: Fast DDS cuts a process off now and then only."""
     node = NodeProcess(light, log=tmp_path / "log")
     try:
         assert robot.run(60, until=lambda: robot.mask() == EVERYTHING), node.text()

@@ -4,6 +4,22 @@ from __future__ import annotations
 
 import json
 
+_TRANSFORMER = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+CLIP = {**_TRANSFORMER, "image_size": 32, "patch_size": 8, "projection_dim": 16}
+WAV2VEC2 = {
+    **_TRANSFORMER,
+    "conv_dim": (16, 16, 16),
+    "conv_kernel": (10, 8, 4),
+    "conv_stride": (5, 8, 8),
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+}
+
 
 def save_tiny_weights(root):
     """Save a CLIP and a Wav2Vec2 checkpoint under `root`; return their paths."""
@@ -16,17 +32,7 @@ def save_tiny_weights(root):
     )
 
     torch.manual_seed(0)
-    vision = CLIPVisionModelWithProjection(
-        CLIPVisionConfig(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=32,
-            patch_size=8,
-            projection_dim=16,
-        )
-    )
+    vision = CLIPVisionModelWithProjection(CLIPVisionConfig(**CLIP))
     vision.save_pretrained(root / "vision")
     processor = {
         "crop_size": {"height": 32, "width": 32},
@@ -42,19 +48,7 @@ def save_tiny_weights(root):
         "size": {"shortest_edge": 32},
     }
     (root / "vision" / "preprocessor_config.json").write_text(json.dumps(processor))
-    audio = Wav2Vec2Model(
-        Wav2Vec2Config(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            conv_dim=(16, 16, 16),
-            conv_kernel=(10, 8, 4),
-            conv_stride=(5, 8, 8),
-            num_conv_pos_embeddings=16,
-            num_conv_pos_embedding_groups=4,
-        )
-    )
+    audio = Wav2Vec2Model(Wav2Vec2Config(**WAV2VEC2))
     audio.save_pretrained(root / "audio")
     extractor = {
         "do_normalize": True,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from tiny import save_tiny_weights
 
 from mmfuse_ros.analysis import store
 from mmfuse_ros.anomaly import artefact
@@ -28,18 +28,7 @@ SPEC = ImageSpec(32, 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 @pytest.fixture
 def folder(tmp_path):
     """A tiny image encoder as `save_pretrained` writes it."""
-    torch.manual_seed(0)
-    config = CLIPVisionConfig(
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=16,
-        projection_dim=8,
-    )
-    CLIPVisionModelWithProjection(config).save_pretrained(tmp_path / "vision")
-    return tmp_path / "vision"
+    return save_tiny_weights(tmp_path)[0]
 
 
 def within(seconds, call):
@@ -70,7 +59,7 @@ class Bomb:
 
 
 def test_the_folder_loads(folder):
-    assert load_vision(folder, SPEC).dim == 8
+    assert load_vision(folder, SPEC).dim == 16
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
@@ -120,7 +109,7 @@ def test_an_index_stays_in_its_directory(folder, how):
     elsewhere.rename(folder / "part.safetensors")
     index["weight_map"] = dict.fromkeys(state, "part.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert load_vision(folder, SPEC).dim == 8
+    assert load_vision(folder, SPEC).dim == 16
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "preprocessor_config.json"])

@@ -15,6 +15,7 @@ import torch
 from fuzz import BUDGET, mutate, mutate_json, mutate_safetensors, pick
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
+from tiny import CLIP, WAV2VEC2, save_tiny_weights
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
@@ -39,26 +40,6 @@ from mmfuse_ros.model.preprocess import ImageSpec
 from mmfuse_ros.model.system import RoboticFeedbackSystem
 from mmfuse_ros.ros.bag import Bag
 
-VISION = {
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 32,
-    "patch_size": 16,
-    "projection_dim": 8,
-}
-AUDIO = {
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "conv_dim": (8, 8),
-    "conv_kernel": (10, 8),
-    "conv_stride": (8, 8),
-    "num_conv_pos_embeddings": 8,
-    "num_conv_pos_embedding_groups": 2,
-}
 MAX_GROWTH_MB = 256  # of a reader over all its inputs, each of some 10 KB
 MAX_SECONDS = 5.0  # of one input
 
@@ -119,8 +100,8 @@ def system():
     return RoboticFeedbackSystem(
         fusion_dim=16,
         device="cpu",
-        vision=CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION)),
-        audio=Wav2Vec2Model(Wav2Vec2Config(**AUDIO)),
+        vision=CLIPVisionModelWithProjection(CLIPVisionConfig(**CLIP)),
+        audio=Wav2Vec2Model(Wav2Vec2Config(**WAV2VEC2)),
     )
 
 
@@ -156,18 +137,13 @@ def test_checkpoints_that_say_how_to_build_the_system(system, tmp_path):
     ],
 )
 def test_weights(tmp_path, name, damaged):
-    torch.manual_seed(0)
-    CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION)).save_pretrained(tmp_path)
-    processor = '{"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}, '
-    processor += '"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "resample": 3, '
-    processor += '"rescale_factor": 0.00392, "do_resize": true, "do_center_crop": true}'
-    (tmp_path / "preprocessor_config.json").write_text(processor)
-    whole = (tmp_path / name).read_bytes()
+    folder, _ = save_tiny_weights(tmp_path)
+    whole = (folder / name).read_bytes()
     spec = ImageSpec(32, 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     attack(
         60,
-        lambda rng: (tmp_path / name).write_bytes(damaged(rng, whole)),
-        lambda: load_vision(tmp_path, spec),
+        lambda rng: (folder / name).write_bytes(damaged(rng, whole)),
+        lambda: load_vision(folder, spec),
         CheckpointError,
     )
 

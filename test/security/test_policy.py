@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -18,8 +17,6 @@ ENCLAVE = "/mmfuse"
 # Not there before ROS 2 Iron.
 RECENT = {"/mmfuse/get_type_description"}
 DOMAIN = "171"
-
-sys.path.insert(0, str(ROOT / "test" / "node"))
 
 
 def policy_names():

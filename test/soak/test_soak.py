@@ -12,15 +12,12 @@ import json
 import os
 import random
 import signal
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "node"))
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
