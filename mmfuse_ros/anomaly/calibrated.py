@@ -184,7 +184,8 @@ class CalibratedMonitor:
         assert self.detector is not None
         odd = p <= self.detector.alpha
         level = Level.ERROR if blamed else Level.WARN if odd else Level.OK
-        return ModalityVerdict(level, -math.log10(p), -math.log10(self.detector.alpha), p)
+        # From zero, not negated: of p = 1 that would be -0.
+        return ModalityVerdict(level, 0.0 - math.log10(p), -math.log10(self.detector.alpha), p)
 
     def _stale(self, message: str) -> Verdict:
         return Verdict(

@@ -244,7 +244,7 @@ class Detector:
             flag = p <= self._alpha
         return Scored(
             p=p,
-            score=-np.log10(p),
+            score=0.0 - np.log10(p),  # -log10(1) would be -0
             threshold=float(-np.log10(self._alpha)),
             flag=flag,
             top=top,

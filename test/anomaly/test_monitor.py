@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -162,6 +163,15 @@ class TestCalibrated:
         assert second.calibration_id == detector.id
         levels = [monitor.observe(3 + i, window(rng)).flag for i in range(12)]
         assert not levels[-1]
+
+    def test_the_most_ordinary_window_scores_zero_without_a_sign(self, detector, monkeypatch):
+        x = {"audio": np.zeros((1, 4)), "emg:statistics": np.zeros((1, 3))}
+        scored = detector.score(x)
+        ones = {name: np.ones(1) for name in scored.modality_p}
+        ordinary = replace(scored, modality_p=ones)
+        monkeypatch.setattr(Detector, "score", lambda *_, **__: ordinary)
+        verdict = CalibratedMonitor(detector).observe(0, window(np.random.default_rng(1)))
+        assert [str(v.score) for v in verdict.modalities.values()] == ["0.0", "0.0"]
 
     def test_a_lost_modality_raises_nothing(self, detector):
         rng = np.random.default_rng(2)
